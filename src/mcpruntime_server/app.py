@@ -65,6 +65,7 @@ from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
 from .journal.store import Journal, JournalLimits, open_journal
 from .protocol.payloads import ToolListing
+from .runtime.inspector import Inspector
 from .runtime.observer import Observers, RuntimeObserver
 from .runtime.package_changes import PackageChanges
 from .runtime.process_memory import return_large_blocks
@@ -569,7 +570,14 @@ async def serve_http(
             traces.wrap_app,
         )
         starter = RunStarter(config.sandbox, app.runtime, app.inputs)
-        api = ApiServices(config, app.runtime, starter, app.catalog.package_names, is_stopping)
+        api = ApiServices(
+            config,
+            app.runtime,
+            Inspector(app.runtime),
+            starter,
+            app.catalog.package_names,
+            is_stopping,
+        )
         await serve(open_mcp_server, api, config.http, listener, tokens, operations, is_stopping)
         tasks.cancel_scope.cancel()
 

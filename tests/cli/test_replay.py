@@ -428,7 +428,10 @@ def test_an_empty_data_folder_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "action",
-    ["list", "show", "diff", "rewind", "fork", "rerun", "export", "import", "pin", "unpin"],
+    [
+        *("list", "show", "diff", "rewind", "fork", "rerun", "probe", "ask", "variables"),
+        *("export", "import", "pin", "unpin"),
+    ],
 )
 def test_every_action_has_help(action: str) -> None:
     assert action in run_command("replay", "--help").stdout

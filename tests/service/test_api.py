@@ -140,6 +140,8 @@ def valid_body(route: ApiRoute[Any], owned: Owned) -> Any:
         "RewindRequest": {"step": 0},
         "ForkRequest": {},
         "RerunRequest": {},
+        "ProbeBody": {"line": 1, "expression": "1"},
+        "QuestionBody": {"code": "1"},
     }
     return None if route.body is None else bodies[route.body.__name__]
 

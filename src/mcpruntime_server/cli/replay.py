@@ -32,6 +32,7 @@ from ..runtime.run_history import (
 )
 from .archives import export_command, import_command, pin_command, unpin_command
 from .console import ConsoleWriter, format_count, format_time
+from .inspection import ask_command, probe_command, variables_command
 from .journal_access import read_journal, resolve_run_or_session
 from .options import ActionGroup, full_option, json_option, pass_config, principal_option
 from .terminal_text import print_json, print_text
@@ -56,6 +57,7 @@ def replay_command() -> None:
 
 
 replay_command.add_actions(rewind_command, fork_command, rerun_command)
+replay_command.add_actions(probe_command, ask_command, variables_command)
 replay_command.add_actions(export_command, import_command, pin_command, unpin_command)
 
 

@@ -45,6 +45,7 @@ from .time_travel import (
 MAX_EXPRESSION_CHARS = 10_000
 DEFAULT_HITS = 100
 QUESTION_TIMEOUT_S = 30.0
+INTERRUPTED_EXTRA_S = 1.0  # beyond the time that an interrupted step took
 SHOWN_CHARS = 1_000  # of a value of a probe or of a variable
 SHOWN_ITEMS = 50  # of a list or an object in it
 MAX_VARIABLES = 1_000
@@ -134,6 +135,7 @@ class Inspector:
         """
         check_probe(request)
         check_finished(target)
+        await self._runtime.wait_for_files(target.session_id)
         recording = await load_recording(self._journal, target)
         inspection: Inspection = {
             "kind": "probe",
@@ -147,7 +149,7 @@ class Inspector:
         start = recording.start
         spec = RunSpec(
             start.code,
-            start.timeout_s + RERUN_EXTRA_TIMEOUT_S,
+            replay_timeout_s(recording),
             recording=recording,
             starts_fresh=FRESH_FLAG in recording.flags,
             is_offline=True,
@@ -295,6 +297,15 @@ class Inspector:
             )
         await run.files_stored.wait()
         return run
+
+
+def replay_timeout_s(recording: Recording) -> float:
+    """Return how long a replay may take: about as long as the step, if that was interrupted."""
+    finish = recording.finish
+    wall_ms = (finish.usage or {}).get("wall_ms") if finish else None
+    if INTERRUPTED_FLAG in recording.flags and wall_ms is not None:
+        return min(wall_ms / 1e3 + INTERRUPTED_EXTRA_S, recording.start.timeout_s)
+    return recording.start.timeout_s + RERUN_EXTRA_TIMEOUT_S
 
 
 def check_probe(request: ProbeRequest) -> None:

@@ -15,9 +15,11 @@ from starlette.routing import Route
 
 from ..errors import InsufficientScope, McpRuntimeError, RateLimited
 from . import api_models as models
+from . import inspection_models
 from .api_services import ApiServices
 from .authentication import Authentication
 from .event_models import RunEvent
+from .inspection_api import InspectionApi
 from .openapi import ApiRoute, Handler, OpenApiDocument
 from .problems import build_problem, problem_response
 from .requests import BadRequest
@@ -182,7 +184,44 @@ SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
         "session of its own, and compare with the recording.",
     ),
 )
-API_ROUTES: tuple[ApiRoute[Any], ...] = (*RUN_ROUTES, *SESSION_ROUTES)
+INSPECTION_ROUTES: tuple[ApiRoute[InspectionApi], ...] = (
+    ApiRoute(
+        "POST",
+        f"{RUN_PATH}/probe",
+        "probeRun",
+        InspectionApi.probe_run,
+        ("run",),
+        {200: inspection_models.ProbeDocument},
+        inspection_models.ProbeBody,
+        errors=[400, 404, 409, 413, 415, 503],
+        description="Execute a finished step again, with recorded answers, and get the value of "
+        "an expression for each time that a line is about to be executed. It is evaluated in a "
+        "fork, so it cannot change what it observes.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{RUN_PATH}/ask",
+        "askRun",
+        InspectionApi.ask_run,
+        ("run",),
+        {200: inspection_models.AnswerDocument},
+        inspection_models.QuestionBody,
+        errors=[400, 404, 409, 413, 415, 503],
+        description="Execute code in the state after a step, in a sandbox of its own that can "
+        "call nothing. The session does not change.",
+    ),
+    ApiRoute(
+        "POST",
+        f"{RUN_PATH}/variables",
+        "listVariables",
+        InspectionApi.list_variables,
+        ("run",),
+        {200: inspection_models.VariablesDocument},
+        errors=[404, 409, 503],
+        description="The variables after a step, and what the step has changed.",
+    ),
+)
+API_ROUTES: tuple[ApiRoute[Any], ...] = (*RUN_ROUTES, *SESSION_ROUTES, *INSPECTION_ROUTES)
 
 
 def build_api_routes(services: ApiServices, authentication: Authentication) -> list[Route]:
@@ -191,6 +230,7 @@ def build_api_routes(services: ApiServices, authentication: Authentication) -> l
     bound: list[tuple[ApiRoute[Any], Handler]] = [
         *((each, partial(each.handler, RunApi(services))) for each in RUN_ROUTES),
         *((each, partial(each.handler, SessionApi(services))) for each in SESSION_ROUTES),
+        *((each, partial(each.handler, InspectionApi(services))) for each in INSPECTION_ROUTES),
         (document.route, partial(document.route.handler, document)),
     ]
     return [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import anyio
 
 from ..config import Config
+from ..runtime.inspector import Inspector
 from ..runtime.runtime import Runtime
 from ..server.run_starter import RunStarter
 
@@ -18,6 +19,7 @@ class ApiServices:
 
     config: Config
     runtime: Runtime
+    inspector: Inspector
     starter: RunStarter
     package_names: Callable[[], Collection[str]]  # of the servers that code can call
     is_stopping: anyio.Event

@@ -181,7 +181,8 @@ def inner_blocks(statement: ast.stmt) -> Iterator[List[ast.stmt]]:
 def first_line(statement: ast.stmt) -> int:
     """Return the line on which a statement begins; decorators belong to it."""
     decorators = getattr(statement, "decorator_list", None) or []
-    return min([statement.lineno, *(each.lineno for each in decorators)])
+    lines: List[int] = [statement.lineno, *(each.lineno for each in decorators)]
+    return min(lines)
 
 
 def skip_fixed_statements(tree: ast.Module, block: List[ast.stmt], position: int) -> int:

@@ -1,0 +1,107 @@
+"""The bodies and documents of the routes that look into recorded steps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from ..runtime.inspector import DEFAULT_HITS, MAX_EXPRESSION_CHARS
+from ..runtime.run_report import MAX_PROBE_HITS, RunStatus
+from .api_models import MAX_TIMEOUT_S, BodyModel, Code, Document, MediaDocument
+from .event_models import RunErrorInfo
+
+MAX_LINE = 10_000_000
+MAX_HIT = 1_000_000_000
+
+
+class ProbeBody(BodyModel):
+    """A line of a step, and an expression to evaluate each time that it is about to be executed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"line": 3, "expression": "len(rows)"}]}
+    )
+
+    line: Annotated[int, Field(ge=1, le=MAX_LINE)]
+    expression: Annotated[str, Field(min_length=1, max_length=MAX_EXPRESSION_CHARS)]
+    first_hit: Annotated[
+        int,
+        Field(ge=1, le=MAX_HIT, description="The executions before this one are only counted."),
+    ] = 1
+    max_hits: Annotated[int, Field(ge=1, le=MAX_PROBE_HITS)] = DEFAULT_HITS
+
+
+class QuestionBody(BodyModel):
+    """An expression, or other code, to execute in the state after a step."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"code": "rows[:3]"}]})
+
+    code: Code
+    timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None
+
+
+class ShownValueDocument(Document):
+    """A value as text of bounded length; of the kind "error" if it could not be had."""
+
+    kind: Literal["json", "repr", "error"]
+    text: str
+    type: str
+    cut: bool
+
+
+class HitDocument(Document):
+    """The value of an expression before one execution of a line, counted from 1."""
+
+    number: int
+    value: ShownValueDocument
+
+
+class ProbeDocument(Document):
+    """What a probe saw, and whether the replay did what the recording says."""
+
+    run: str
+    line: int = Field(description="Of the statement that was probed; 0 if that is not known.")
+    hits: list[HitDocument]
+    hit_count: int | None = Field(description="null: the interpreter died before the end.")
+    faithful: bool = Field(description="The replay ended as recorded.")
+    differences: list[str] = Field(description="The names of what differs from the recording.")
+    divergence: str = Field(description="Where the calls differ; empty if they do not.")
+    status: RunStatus = Field(description="How the replay ended.")
+    wall_ms: float | None
+    notes: list[str]
+
+
+class AnswerDocument(Document):
+    """The outcome of code that was executed in the state after a step, which is as before."""
+
+    run: str
+    status: RunStatus
+    value: Any
+    value_cut: bool
+    value_type: str | None
+    stdout: str
+    stderr: str
+    output_cut: bool
+    error: RunErrorInfo | None
+    media: list[MediaDocument]
+    notes: list[str]
+
+
+class VariableDocument(Document):
+    """A variable after a step; `change` compares it with the state after the step before."""
+
+    name: str
+    type: str
+    value: ShownValueDocument
+    length: int | None
+    shape: list[int] | None
+    change: Literal["added", "changed", "unchanged"]
+
+
+class VariablesDocument(Document):
+    """The variables after a step, in the order in which they were set."""
+
+    run: str
+    variables: list[VariableDocument]
+    removed: list[str] = Field(description="The names that the step has deleted.")
+    notes: list[str]

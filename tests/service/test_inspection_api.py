@@ -1,0 +1,118 @@
+"""The routes that look into recorded steps: what they show, for whom, and what stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from ..helpers.event_streams import ApiClient, connect_api
+from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..server.conftest import upstream_entry
+
+STEPS = (
+    "rows = [3, 1, 2]",
+    "from tools.counted import add\nbest = 0\nfor row in rows:\n    best = max(best, row)\n"
+    "added = add(item=str(best)).result\nbest",
+)
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
+    folder = tmp_path_factory.mktemp("inspection")
+    settings = write_settings(
+        folder,
+        mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
+        sandbox={"backend": "local", "pool_size": 0},
+    )
+    async with open_http_service(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def token(service: HttpService) -> str:
+    return service.create_token("ann")
+
+
+@pytest.fixture(scope="module")
+async def runs(service: HttpService, token: str) -> list[str]:
+    """Two steps of the session `study`; the second has made a call."""
+    async with connect_api(service, token) as client:
+        done = [await client.execute(code, session="study") for code in STEPS]
+    return [events[-1].data["run"] for events in done]
+
+
+@pytest.fixture
+async def api(service: HttpService, token: str) -> AsyncIterator[ApiClient]:
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        async with connect_api(service, token) as client:
+            yield client
+
+
+async def post(api: ApiClient, path: str, body: Any = None, status: int = 200) -> Any:
+    response = await api.post(path, body)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def calls_made(service: HttpService) -> list[str]:
+    done: Path = service.settings.parent / "done"
+    return done.read_text().splitlines()
+
+
+async def test_a_probe_repeats_no_call_and_shows_each_execution(
+    service: HttpService, api: ApiClient, runs: list[str]
+) -> None:
+    made = calls_made(service)
+    found = await post(api, f"/runs/{runs[1]}/probe", {"line": 4, "expression": "best, row"})
+    assert [hit["value"]["text"] for hit in found["hits"]] == ["[0, 3]", "[3, 1]", "[3, 2]"]
+    assert (found["faithful"], found["hit_count"], found["status"]) == (True, 3, "ok")
+    assert calls_made(service) == made
+
+
+async def test_a_part_of_many_executions_is_shown(api: ApiClient, runs: list[str]) -> None:
+    body = {"line": 4, "expression": "row", "first_hit": 2, "max_hits": 1}
+    found = await post(api, f"/runs/{runs[1]}/probe", body)
+    assert [hit["number"] for hit in found["hits"]] == [2]
+    assert found["hit_count"] == 3
+
+
+async def test_a_question_is_answered_in_the_state_of_its_step(
+    service: HttpService, api: ApiClient, runs: list[str]
+) -> None:
+    made, before = calls_made(service), (await api.get("/sessions/study")).json()
+    answer = await post(api, f"/runs/{runs[0]}/ask", {"code": "rows.sort(); print(9); rows"})
+    assert (answer["value"], answer["stdout"], answer["status"]) == ([1, 2, 3], "9\n", "ok")
+    answer = await post(api, f"/runs/{runs[0]}/ask", {"code": "rows, 'best' in globals()"})
+    assert answer["value"] == [[3, 1, 2], False]
+    code = "from tools.counted import add\nadd(item='no')"
+    answer = await post(api, f"/runs/{runs[1]}/ask", {"code": code})
+    assert answer["status"] == "error"
+    assert calls_made(service) == made
+    assert (await api.get("/sessions/study")).json() == before
+    assert "study" in (await api.get("/sessions")).text
+    assert len((await api.get("/sessions")).json()["sessions"]) == 1
+
+
+async def test_variables_are_listed_with_what_their_step_changed(
+    api: ApiClient, runs: list[str]
+) -> None:
+    found = await post(api, f"/runs/{runs[1]}/variables")
+    changes = {each["name"]: each["change"] for each in found["variables"]}
+    assert changes["rows"] == "unchanged"
+    assert changes["best"] == "added"
+
+
+async def test_what_cannot_be_looked_into_is_a_problem(api: ApiClient, runs: list[str]) -> None:
+    probe = f"/runs/{runs[0]}/probe"
+    for body, code in [
+        ({"line": 9, "expression": "rows"}, "invalid_request"),
+        ({"line": 1, "expression": "rows["}, "invalid_request"),
+    ]:
+        assert (await post(api, probe, body, 400))["code"] == code
+    for body in ({"line": 0, "expression": "x"}, {"line": 1, "expression": ""}, {"line": 1}):
+        await post(api, probe, body, 400)
