@@ -130,8 +130,7 @@ class Inspector:
     async def probe(self, target: RunRow, principal: str, request: ProbeRequest) -> ProbeResult:
         """Execute a recorded step again and return the values that an expression has on a line.
 
-        Raises `Conflict` if the step cannot be replayed, `InvalidRequest` if there is nothing to
-        probe.
+        Raises `Conflict` if the step cannot be replayed, or if there is nothing to probe.
         """
         check_probe(request)
         check_finished(target)
@@ -215,7 +214,7 @@ class Inspector:
             reason = result["problem"]
             if not reason:
                 reason = "The code of the step is not valid Python: no line of it was executed."
-            raise InvalidRequest(reason, remedy="Probe another line, or another expression.")
+            raise Conflict(reason, remedy="Probe another line, or another expression.")
         notes = list(report.notes)
         if result is not None and result["problem"]:
             notes.append(result["problem"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from ..runtime.inspector import DEFAULT_HITS, MAX_EXPRESSION_CHARS
 from ..runtime.run_report import MAX_PROBE_HITS, RunStatus
-from .api_models import MAX_TIMEOUT_S, BodyModel, Code, Document, MediaDocument
+from .api_models import MAX_TIMEOUT_S, BodyModel, Code, Document, MediaDocument, to_integer
 from .event_models import RunErrorInfo
 
 MAX_LINE = 10_000_000
@@ -22,13 +22,18 @@ class ProbeBody(BodyModel):
         json_schema_extra={"examples": [{"line": 3, "expression": "len(rows)"}]}
     )
 
-    line: Annotated[int, Field(ge=1, le=MAX_LINE)]
-    expression: Annotated[str, Field(min_length=1, max_length=MAX_EXPRESSION_CHARS)]
+    line: Annotated[int, Field(ge=1, le=MAX_LINE), BeforeValidator(to_integer)]
+    expression: Annotated[
+        str, Field(min_length=1, max_length=MAX_EXPRESSION_CHARS, pattern=r"[^\s]")
+    ]
     first_hit: Annotated[
         int,
         Field(ge=1, le=MAX_HIT, description="The executions before this one are only counted."),
+        BeforeValidator(to_integer),
     ] = 1
-    max_hits: Annotated[int, Field(ge=1, le=MAX_PROBE_HITS)] = DEFAULT_HITS
+    max_hits: Annotated[int, Field(ge=1, le=MAX_PROBE_HITS), BeforeValidator(to_integer)] = (
+        DEFAULT_HITS
+    )
 
 
 class QuestionBody(BodyModel):
