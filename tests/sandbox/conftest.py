@@ -77,6 +77,9 @@ class RunRecorder:
     def on_saved(self, message: wire.FilesSaved) -> None:
         pass
 
+    def on_probe_hit(self, message: wire.ProbeHit) -> None:
+        pass
+
     async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         self.calls.append(message)
         if message.target == "test.nap":

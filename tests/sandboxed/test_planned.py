@@ -220,6 +220,9 @@ class DryRun:
     def on_saved(self, message: wire.FilesSaved) -> None:
         pass
 
+    def on_probe_hit(self, message: wire.ProbeHit) -> None:
+        pass
+
     async def on_call(self, message: wire.Call, writer: FrameWriter) -> wire.Reply:
         if message.target == "catalog.shim":
             return wire.Reply(

@@ -114,5 +114,5 @@ async def test_what_cannot_be_looked_into_is_a_problem(api: ApiClient, runs: lis
         ({"line": 1, "expression": "rows["}, "invalid_request"),
     ]:
         assert (await post(api, probe, body, 409))["code"] == code
-    for body in ({"line": 0, "expression": "x"}, {"line": 1, "expression": ""}, {"line": 1}):
-        await post(api, probe, body, 400)
+    for invalid in ({"line": 0, "expression": "x"}, {"line": 1, "expression": ""}, {"line": 1}):
+        await post(api, probe, invalid, 400)
