@@ -70,6 +70,7 @@ from .runtime.observer import Observers, RuntimeObserver
 from .runtime.package_changes import PackageChanges
 from .runtime.process_memory import return_large_blocks
 from .runtime.rates import Rate
+from .runtime.reference_cycles import collect_cycles
 from .runtime.router import Route, Router
 from .runtime.runtime import Runtime, open_runtime
 from .runtime.scratch_run import open_scratch_runner
@@ -349,6 +350,7 @@ async def open_app(
                             agents.handle_call, agents.call_effect, max_args_chars=MAX_TASK_CHARS
                         ),
                     )
+                    background.start_soon(collect_cycles, partial(is_quiet, runtime))
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
                     yield App(
@@ -362,6 +364,11 @@ async def open_app(
                         runtime=runtime,
                     )
                 background.cancel_scope.cancel()
+
+
+def is_quiet(runtime: Runtime) -> bool:
+    """Return whether no run is active."""
+    return not any(runtime.count_active_runs().values())
 
 
 def open_knowledge_providers(
