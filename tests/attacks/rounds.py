@@ -1,6 +1,6 @@
-"""Attacks that made the bystander wait too long are repeated, because other processes can, too.
+"""Attacks that made others wait too long are repeated, because other processes can do that, too.
 
-With a new server each time; the median of three rounds counts. A round that fails for any other
+Each of three rounds has a new server, and the median counts. A round that fails for any other
 reason is not repeated: its report is the result.
 """
 
@@ -28,12 +28,12 @@ def run_rounds(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.T
             return reports
         if len(rounds) < ROUND_COUNT:
             item.session._setupstate.teardown_exact(None)  # so that the next round sets up anew
-    rounds.sort(key=lambda done: done[1].p99_ms)
+    rounds.sort(key=lambda done: done[1].slowness)
     reports, impacts[item.nodeid] = rounds[ROUND_COUNT // 2]
     return reports
 
 
 def has_waited(report: pytest.TestReport) -> bool:
-    """Return whether an attack has failed because of the bystander's p99 alone."""
+    """Return whether an attack has failed only because others waited too long."""
     crash = getattr(report.longrepr, "reprcrash", None)
     return crash is not None and BystanderWaited.__name__ in crash.message.partition(":")[0]
