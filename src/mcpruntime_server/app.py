@@ -46,7 +46,7 @@ from .capabilities.skills.guides import GuideFolders
 from .capabilities.skills.library import SkillLibrary, retire_unused_skills
 from .capabilities.skills.model import Skill
 from .capabilities.skills.saving import SkillSaver
-from .capabilities.skills.store_registry import StoreRegistry
+from .capabilities.skills.store import SkillStore
 from .capabilities.tools.catalog import Catalog, ReportChange, UpstreamReport, open_catalog
 from .capabilities.tools.catalogue_cache import CatalogueCache
 from .capabilities.tools.input_resources import UpstreamResources
@@ -264,11 +264,12 @@ async def open_app(
                 config.server.export_dir, journal, config.sandbox.workspace_mb * MB
             )
             guides = GuideFolders(config.skills.folders)
-            stores = StoreRegistry(config.skills.folder, config.skills.trusted_keys)
+            skill_store = SkillStore(config.skills.folder, config.skills.trusted_keys)
 
             @cache
             def find_library(principal: str) -> SkillLibrary:
-                return SkillLibrary(principal, stores, journal, catalog.schema_digest, guides)
+                store = skill_store.of_principal(principal)
+                return SkillLibrary(store, journal, catalog.schema_digest, guides)
 
             async def answer_skill_call(target: str, args: dict[str, Any]) -> Any:
                 library = find_library(current_call_scope().principal)
@@ -316,7 +317,7 @@ async def open_app(
             ):
                 background.start_soon(to_thread.run_sync, return_large_blocks)
                 background.start_soon(sweep_leftovers, backend, config.server.export_dir)
-                retire_skills = partial(retire_unused_skills, stores, find_library)
+                retire_skills = partial(retire_unused_skills, skill_store, find_library)
                 background.start_soon(maintain_stores, journal, retire_skills, config.server)
                 async with open_runtime(
                     config.server,

@@ -76,7 +76,7 @@ def add_signed_by_a_stranger(store: SkillStore) -> None:
 
 
 def add_with_the_signature_of_another_version(store: SkillStore) -> None:
-    signed = store.version(NAME, 2)
+    signed = store.versions(NAME)[1]
     add(store, "mine", signature_hex=signed.signature_hex, signer_key=signed.signer_key)
 
 
@@ -89,15 +89,15 @@ def promote_a_draft(store: SkillStore) -> None:
 
 
 def promote_the_version_before(store: SkillStore) -> None:
-    store.set_state(store.version(NAME, 1), "active")
+    store.set_state(store.versions(NAME)[0], "active")
 
 
 def retire_the_signed_version(store: SkillStore) -> None:
-    store.set_state(store.version(NAME, 2), "retired", ("It failed.",))
+    store.set_state(store.versions(NAME)[1], "retired", ("It failed.",))
 
 
 def quarantine_the_signed_version(store: SkillStore) -> None:
-    store.set_state(store.version(NAME, 2), "quarantined", ("A tool has changed.",))
+    store.set_state(store.versions(NAME)[1], "quarantined", ("A tool has changed.",))
 
 
 def retire_it_and_add(store: SkillStore) -> None:
@@ -118,14 +118,14 @@ def edit_the_folder(store: SkillStore) -> None:
 def import_it_unsigned(store: SkillStore) -> None:
     theirs = SkillStore(store.folder.parent / "theirs")
     skill = add(theirs, "mine")
-    imported, _ = import_archive(store, pack_skill(skill, theirs.read_all_files(skill)), ())
+    imported, _ = import_archive(store, pack_skill(skill, theirs.read_files(skill)), ())
     store.set_state(imported, "active")
 
 
 def import_it_signed_by_a_stranger(store: SkillStore) -> None:
     theirs = SkillStore(store.folder.parent / "theirs")
     skill = add(theirs, "mine", STRANGER)
-    imported, _ = import_archive(store, pack_skill(skill, theirs.read_all_files(skill)), ())
+    imported, _ = import_archive(store, pack_skill(skill, theirs.read_files(skill)), ())
     store.set_state(imported, "active")
 
 
@@ -186,7 +186,7 @@ def test_an_unsigned_skill_cannot_be_taken_over_with_a_signature(tmp_path: Path)
     theirs = SkillStore(tmp_path / "theirs")
     signed = add(theirs, "plain", STRANGER)
     assert signed.digest == skill.digest
-    import_archive(store, pack_skill(signed, theirs.read_all_files(signed)), ())
+    import_archive(store, pack_skill(signed, theirs.read_files(signed)), ())
     store.set_state(add(store, "drafted", STRANGER, state="draft"), "retired", ("By hand.",))
     add(store, "next")
     assert in_use(store) == 3

@@ -10,7 +10,7 @@ import pytest
 
 from mcpruntime_server.capabilities.skills.guides import GuideFolders
 from mcpruntime_server.capabilities.skills.library import SkillLibrary
-from mcpruntime_server.capabilities.skills.store_registry import StoreRegistry
+from mcpruntime_server.capabilities.skills.store import SkillStore
 from mcpruntime_server.capabilities.skills.usage import MIN_FAILING_SESSIONS, count_uses
 from mcpruntime_server.journal import queries
 from mcpruntime_server.journal.events import CallStarted, RunStarted
@@ -50,8 +50,8 @@ async def test_no_run_has_a_skill_retired(tmp_path: Path) -> None:
         shown = await server.client.call_tool("list_skills", {"name": "shout"})
         assert "runs that used it: 7, failed: 7." in getattr(shown.content[0], "text", "")
     async with open_journal(tmp_path / "data") as journal:
-        stores = StoreRegistry(tmp_path / "skills_store")
-        library = SkillLibrary("local", stores, journal, lambda _: "", GuideFolders())
+        store = SkillStore(tmp_path / "skills_store")
+        library = SkillLibrary(store, journal, lambda _: "", GuideFolders())
         record = await library.find_usage(await library.get("shout"))
         assert (record.uses, record.failing_sessions) == (7, len(FORGERIES))
         assert await library.retire_unused() == []

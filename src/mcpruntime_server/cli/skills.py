@@ -24,7 +24,6 @@ from ..capabilities.skills.signing import (
 )
 from ..capabilities.skills.skill_names import parse_skill_name
 from ..capabilities.skills.store import SkillStore
-from ..capabilities.skills.store_registry import SHARED_FILE, StoreRegistry
 from ..config import Config
 from ..errors import InvalidRequest, Unavailable
 from .console import ConsoleWriter, create_console, format_time
@@ -46,20 +45,16 @@ def skills_command() -> None:
     """
 
 
-def open_stores(config: Config) -> StoreRegistry:
-    """Return the stores of all principals."""
-    return StoreRegistry(config.skills.folder, config.skills.trusted_keys)
-
-
 def open_store(config: Config, principal: str) -> SkillStore:
-    """Return the store of a principal, with the skills that it may change."""
-    return open_stores(config).open_store(principal)
+    """Return the store of a principal."""
+    store = SkillStore(config.skills.folder, config.skills.trusted_keys)
+    return store.of_principal(principal)
 
 
-def pick_own_version(config: Config, principal: str, name: str) -> Skill:
-    """Return a version that a principal may change; raises `NotFound`, `InvalidRequest`."""
-    skill = pick_version(open_stores(config).visible_versions(principal), name)
-    if skill.owner != principal:
+def pick_own_version(store: SkillStore, name: str) -> Skill:
+    """Return a version that the principal may change; raises `NotFound`, `InvalidRequest`."""
+    skill = pick_version(store.visible_versions(), name)
+    if skill.owner != store.owner:
         raise InvalidRequest(
             f"{skill.owner} shares {skill.name}.", remedy=f"Add --principal {skill.owner}."
         )
@@ -76,9 +71,9 @@ def pick_own_version(config: Config, principal: str, name: str) -> Skill:
 @pass_config
 def list_command(config: Config, *, principal: str, show_all: bool, as_json: bool) -> int:
     """List the skills in use, those that others share included."""
-    stores = open_stores(config)
-    versions_by_name = stores.visible_versions(principal)
-    shared = stores.shared_skills()
+    store = open_store(config, principal)
+    versions_by_name = store.visible_versions()
+    shared = store.shared_skills()
     listed = list(active_skills(versions_by_name).values())
     if show_all:
         listed = [skill for versions in versions_by_name.values() for skill in versions]
@@ -98,8 +93,7 @@ def list_command(config: Config, *, principal: str, show_all: bool, as_json: boo
             drafts = sum(versions[-1].state == "draft" for versions in versions_by_name.values())
             counts = f"{len(listed)} in use, drafts: {drafts}"
             writer.write_line(f"{counts}; `skills list --all` has everything.")
-    problems = {SHARED_FILE: stores.problem} if stores.problem else {}
-    for place, problem in {**stores.open_store(principal).problems, **problems}.items():
+    for place, problem in store.problems.items():
         print_text(f"problem: {place}: {problem}", sys.stderr)
     return 0
 
@@ -111,8 +105,8 @@ def list_command(config: Config, *, principal: str, show_all: bool, as_json: boo
 @pass_config
 def show_command(config: Config, *, name: str, principal: str, as_json: bool) -> int:
     """Show one version: state, reasons, signature, code."""
-    stores = open_stores(config)
-    skill = pick_version(stores.visible_versions(principal), name)
+    store = open_store(config, principal)
+    skill = pick_version(store.visible_versions(), name)
     if as_json:
         print_json({**serialize_skill(skill), "source": skill.source})
         return 0
@@ -125,7 +119,7 @@ def show_command(config: Config, *, name: str, principal: str, as_json: bool) ->
     else:
         facts[0] += f"; recorded cases: {len(skill.cases)}; {skill.digest}"
         facts.append(describe_signature(skill, config.skills.trusted_keys))
-        if stores.shared_skills().get(skill.name) == principal:
+        if store.shared_skills().get(skill.name) == principal:
             origin += ", shared"
     writer.write_line((skill.id, "bold"), f" is {state}, saved {saved}, {origin}")
     for reason in skill.reasons:
@@ -145,7 +139,7 @@ def show_command(config: Config, *, name: str, principal: str, as_json: bool) ->
 @pass_config
 def diff_command(config: Config, *, a: str, b: str, principal: str) -> int:
     """Compare the code of two versions; exit with 1 if it differs."""
-    versions = open_stores(config).visible_versions(principal)
+    versions = open_store(config, principal).visible_versions()
     left, right = pick_version(versions, a), pick_version(versions, b)
     left_lines, right_lines = left.source.splitlines(), right.source.splitlines()
     diff = list(difflib.unified_diff(left_lines, right_lines, left.id, right.id, lineterm=""))
@@ -185,8 +179,9 @@ def check_command(config: Config, *, names: tuple[str, ...], principal: str, as_
 
     Exits with 1 if one does not pass.
     """
-    versions_by_name = open_store(config, principal).all_versions()
-    skills = [pick_own_version(config, principal, name) for name in names]
+    store = open_store(config, principal)
+    versions_by_name = store.all_versions()
+    skills = [pick_own_version(store, name) for name in names]
     if not names:
         newest = [versions[-1] for versions in versions_by_name.values()]
         quarantined = [skill for skill in newest if skill.state == "quarantined"]
@@ -205,8 +200,8 @@ def check_command(config: Config, *, names: tuple[str, ...], principal: str, as_
 @pass_config
 def promote_command(config: Config, *, name: str, principal: str, replace_signed: bool) -> int:
     """Put a draft or a retired version in use, if it passes the gate."""
-    skill = pick_own_version(config, principal, name)
-    if skill.state == "active":
+    skill = pick_own_version(open_store(config, principal), name)
+    if skill.is_active:
         raise InvalidRequest(f"{skill.id} is in use already.")
     check = partial(
         check_versions, config, principal, [skill], may_revive=True, replaces_signed=replace_signed
@@ -221,7 +216,7 @@ def promote_command(config: Config, *, name: str, principal: str, replace_signed
 def retire_command(config: Config, *, name: str, principal: str) -> int:
     """Take a version out of use; code can still import exactly this version."""
     store = open_store(config, principal)
-    skill = pick_own_version(config, principal, name)
+    skill = pick_own_version(store, name)
     skill = store.set_state(skill, "retired", (RETIRED_REASON,))
     print_text(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
     if other := active_skills(store.all_versions()).get(skill.name):
@@ -279,9 +274,9 @@ def exit_code_of(skills: list[Skill]) -> int:
 @pass_config
 def share_command(config: Config, *, name: str, principal: str) -> int:
     """Let all principals use a skill and read its code; nobody else can change it."""
-    stores = open_stores(config)
-    skill = pick_own_version(config, principal, name)
-    stores.share_skill(skill)
+    store = open_store(config, principal)
+    skill = pick_own_version(store, name)
+    store.share_skill(skill)
     print_text(f"{skill.id} is shared: all principals can import it and read its code.")
     parameters = skill.signature.parameters.values()
     values = ", ".join(
@@ -299,7 +294,7 @@ def share_command(config: Config, *, name: str, principal: str) -> int:
 def unshare_command(config: Config, *, name: str, principal: str) -> int:
     """Keep a skill to its owner again."""
     name = parse_skill_name(name)
-    open_stores(config).unshare_skill(name, principal)
+    open_store(config, principal).unshare_skill(name)
     print_text(f"{name} is not shared any more. Sessions that have imported it keep it.")
     return 0
 
@@ -316,9 +311,9 @@ def unshare_command(config: Config, *, name: str, principal: str) -> int:
 def export_command(config: Config, *, name: str, file: Path, principal: str, force: bool) -> int:
     """Write a version into a zip, which `skills import` reads elsewhere."""
     store = open_store(config, principal)
-    skill = pick_own_version(config, principal, name)
+    skill = pick_own_version(store, name)
     try:
-        data = pack_skill(skill, store.read_all_files(skill))
+        data = pack_skill(skill, store.read_files(skill))
         with file.open("wb" if force else "xb") as out:
             out.write(data)
     except FileExistsError:
@@ -367,7 +362,7 @@ def import_command(config: Config, *, file: Path, principal: str, no_check: bool
 def sign_command(config: Config, *, name: str, principal: str, key_file: Path) -> int:
     """Sign a version."""
     store = open_store(config, principal)
-    skill = pick_own_version(config, principal, name)
+    skill = pick_own_version(store, name)
     key = load_or_create_key(key_file)
     skill = store.set_signature(skill, create_signature(skill, key), public_key_hex(key))
     print_text(

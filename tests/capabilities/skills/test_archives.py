@@ -47,7 +47,7 @@ def other(tmp_path: Path) -> SkillStore:
 
 
 def archive_of(store: SkillStore, skill: Skill) -> bytes:
-    return pack_skill(skill, store.read_all_files(skill))
+    return pack_skill(skill, store.read_files(skill))
 
 
 def changed(data: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
@@ -97,7 +97,7 @@ def test_importing_a_signed_copy_signs_the_unsigned_version(
         True,
         describe_signature(signed, [public_key_hex(key)]),
     )
-    assert other.version("double", 1).signer_key == public_key_hex(key)
+    assert other.versions("double")[0].signer_key == public_key_hex(key)
 
 
 def test_different_content_becomes_another_version(store: SkillStore, other: SkillStore) -> None:
@@ -105,7 +105,7 @@ def test_different_content_becomes_another_version(store: SkillStore, other: Ski
     kept(other, SOURCE.replace("* 2", "* 3"))
     taken, _ = import_archive(other, archive_of(store, mine), ())
     assert taken.id == "double@2"
-    assert other.version("double", 1).state == "active"
+    assert other.versions("double")[0].state == "active"
 
 
 HOSTILE: dict[str, Callable[[dict[str, bytes]], None]] = {

@@ -32,9 +32,9 @@ from .guides import Guide, GuideFolders, read_guide_files
 from .model import Skill, SkillState, active_skills, pick_version
 from .search_index import SkillIndex
 from .signing import is_signed_by
-from .store_registry import StoreRegistry
+from .store import SkillStore
 from .usage import UsageRecord, UsageRecords, count_uses, retirement_reason
-from .version_files import FileContents
+from .version_files import FileContents, without_manifest
 
 MAX_SEARCH_RESULTS = 50
 
@@ -47,15 +47,13 @@ class SkillLibrary:
 
     def __init__(
         self,
-        principal: str,
-        stores: StoreRegistry,
+        store: SkillStore,
         journal: Journal,
         tool_digest: Callable[[str], str],
         guides: GuideFolders,
     ) -> None:
-        self.principal = principal
-        self.store = stores.open_store(principal)  # its methods block
-        self._stores = stores
+        self.principal = store.owner
+        self.store = store  # its methods block
         self._journal = journal
         self._tool_digest = tool_digest
         self._guides = guides
@@ -67,7 +65,7 @@ class SkillLibrary:
 
     async def all_versions(self) -> dict[str, tuple[Skill, ...]]:
         """Return the versions of every skill, by its name, oldest first; raises `Unavailable`."""
-        skills = await to_thread.run_sync(self._stores.visible_versions, self.principal)
+        skills = await to_thread.run_sync(self.store.visible_versions)
         scope = find_call_scope()
         if scope is not None and (offered := self._offered.get(scope.session_id)) is not None:
             others = [
@@ -133,7 +131,7 @@ class SkillLibrary:
         try:
             if isinstance(found, Guide):
                 return await to_thread.run_sync(read_guide_files, found)
-            return await to_thread.run_sync(self._stores.read_files, self.principal, found)
+            return without_manifest(await to_thread.run_sync(self.store.read_files, found))
         except (SkillRefused, OSError) as exc:
             raise Unavailable(f"The files of {name} cannot be read: {exc}") from None
 
@@ -145,9 +143,13 @@ class SkillLibrary:
 
     async def _load_records(self) -> UsageRecords:
         """Return the record of every version that was used; raises `JournalFailed`."""
-        shared = await to_thread.run_sync(self._stores.shared_skills)
+        shared = await to_thread.run_sync(self.store.shared_skills)
         uses = await self._journal.load_skill_uses(self.principal, shared)
-        find_owner = cache(self._stores.find_owner)
+
+        @cache
+        def find_owner(principal: str, name: str) -> str:
+            return self.store.of_principal(principal).find_owner(name)
+
         return await to_thread.run_sync(count_uses, uses, find_owner, shared.items())
 
     async def retire_unused(self) -> list[Skill]:
@@ -274,10 +276,10 @@ class SkillLibrary:
 
 
 async def retire_unused_skills(
-    stores: StoreRegistry, find_library: Callable[[str], SkillLibrary]
+    store: SkillStore, find_library: Callable[[str], SkillLibrary]
 ) -> list[Skill]:
     """Retire and return what no principal uses any more, or what mostly fails."""
-    principals = await to_thread.run_sync(stores.list_principals)
+    principals = await to_thread.run_sync(store.list_principals)
     return [skill for each in principals for skill in await find_library(each).retire_unused()]
 
 

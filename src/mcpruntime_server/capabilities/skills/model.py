@@ -132,6 +132,11 @@ class Skill:
         return f"{self.name}@{self.version}"
 
     @property
+    def is_active(self) -> bool:
+        """Whether it is in use; of several such versions, the newest is."""
+        return self.state == "active"
+
+    @property
     def entry(self) -> FunctionNode:
         """Its function `run`; raises `SkillRefused` if it has none."""
         return entry_of(parse_source(self.source))
@@ -203,7 +208,7 @@ def active_skills(skills: VersionsByName) -> dict[str, Skill]:
         version.name: version
         for versions in skills.values()
         for version in versions
-        if version.state == "active"
+        if version.is_active
     }
 
 

@@ -120,7 +120,7 @@ def find_protected_version(versions: Sequence[Skill]) -> Skill | None:
     for skill in reversed(versions):
         if skill.was_in_use and is_signed_by(skill, {skill.signer_key}):
             return skill
-        if skill.state == "active":
+        if skill.is_active:
             return None
     return None
 
@@ -139,6 +139,17 @@ def succession_problem(
         f"{protected.id} is signed and this version {how}, so it is not put in use. "
         f"A person can do that: {_replace_command(skill)}."
     )
+
+
+def find_replaced_versions(
+    skill: Skill, versions: Sequence[Skill], trusted_keys: Collection[str]
+) -> list[Skill]:
+    """Return the older versions in use that must not come back when a signed one is retired."""
+    if not skill.is_active or not is_signed_by(skill, {skill.signer_key}):
+        return []
+    keys = {skill.signer_key, *trusted_keys}
+    older = [each for each in versions if each.version < skill.version and each.is_active]
+    return [each for each in older if not is_signed_by(each, keys)]
 
 
 def is_held_back(skill: Skill) -> bool:
