@@ -341,7 +341,9 @@ async def open_app(
                     def find_saver(principal: str) -> SkillSaver:
                         open_trial = partial(open_scratch_runner, runtime, principal)
                         library = find_library(principal)
-                        return SkillSaver(library, journal, packages, open_trial, describe)
+                        return SkillSaver(
+                            library, journal, packages, open_trial, describe, config.skills.auto
+                        )
 
                     open_session = partial(open_agent_run_session, runtime, config)
                     agents = SubAgents(models.open_agent_model, open_session, inputs)

@@ -27,7 +27,6 @@ from pydantic import Field, ValidationError, WithJsonSchema
 from .. import __version__
 from ..capabilities.inputs.store import InputStore
 from ..capabilities.knowledge.service import KnowledgeService
-from ..capabilities.skills.auto_save import AutoSaver
 from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.saving import SkillSaver
 from ..config import Config, LlmSettings
@@ -137,11 +136,7 @@ def build_mcp_server(
     """
     sessions = SessionResolver(runtime, principal)
     replays = ReplayToolHandler(config, runtime, packages, principal)
-    auto_saver = None
-    if config.skills.auto != "off":
-        may_activate = config.skills.auto == "active-on-second-success"
-        auto_saver = AutoSaver(saver, may_activate=may_activate)
-    runs = RunToolHandler(config, runtime, principal, sessions, find_cursor, inputs, auto_saver)
+    runs = RunToolHandler(config, runtime, principal, sessions, find_cursor, inputs, saver)
     instructions = SERVER_INSTRUCTIONS + ask_instructions(config.llm)
     instructions += f"\n{sandbox_instructions(config, python, is_isolated=is_isolated)}"
     instructions += SKILLS_INSTRUCTIONS.format(skills_sentence)

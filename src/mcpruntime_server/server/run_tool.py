@@ -15,7 +15,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, InputRequiredResult
 
 from ..capabilities.inputs.store import InputStore
-from ..capabilities.skills.auto_save import AutoSaver
+from ..capabilities.skills.saving import SkillSaver
 from ..config import Config
 from ..errors import InvalidRequest
 from ..runtime.pending_questions import BY_MODEL, MODEL_APPROVER
@@ -59,7 +59,7 @@ class RunToolHandler:
         sessions: SessionResolver,
         find_cursor: FindCursor,
         inputs: InputStore,
-        auto_saver: AutoSaver | None = None,
+        saver: SkillSaver,
     ) -> None:
         self.find_cursor = find_cursor
         self.lookup = RunLookup(runtime, principal)
@@ -68,7 +68,7 @@ class RunToolHandler:
         self._runtime = runtime
         self._sessions = sessions
         self._starter = RunStarter(config.sandbox, runtime, inputs)
-        self._auto_saver = auto_saver
+        self._saver = saver
 
     async def start_run(
         self,
@@ -305,12 +305,12 @@ class RunToolHandler:
 
     async def _keep_as_skill(self, run: Run, report: RunReport) -> str:
         """Save a run as a skill if that is enabled and worth it; return a note on it."""
-        saver = self._auto_saver
-        if saver is None or report.status != "ok" or run.spec.is_dry_run:
+        if report.status != "ok" or run.spec.is_dry_run:
             return ""
-        if not saver.should_consider(run.spec.code, report.value, len(run.report.calls)):
+        calls = len(run.report.calls)
+        if not self._saver.should_consider(run.spec.code, report.value, calls):
             return ""
-        return await saver.consider_run(await self._runtime.journal.load_run(run.id))
+        return await self._saver.consider_run(await self._runtime.journal.load_run(run.id))
 
     async def build_progress_result(
         self, cursor: DeliveryCursor, session: Session, run: Run

@@ -54,16 +54,15 @@ def test_sources_that_differ_in_docstrings_and_defaults_are_duplicates() -> None
 def test_a_duplicate_gets_one_more_case() -> None:
     known, new = RecordedCase({"city": "Oslo"}), RecordedCase({"city": "Rome"})
     extracted = replace(read_written_skill(SOURCE), cases=(new,))
-    assert merge_cases(extracted, (), skill(cases=(known,))).cases == (known, new)
-    assert merge_cases(extracted, (), skill(cases=(new,))).cases == (new,)
-    assert merge_cases(extracted, (known,), None).cases == (known, new)
+    assert merge_cases(extracted, skill(cases=(known,))).cases == (known, new)
+    assert merge_cases(extracted, skill(cases=(new,))).cases == (new,)
 
 
 def test_an_edited_draft_keeps_only_the_case_that_was_recorded_with_it() -> None:
     known, new = RecordedCase({"city": "Oslo"}), RecordedCase({"city": "Rome"})
     extracted = replace(read_written_skill(SOURCE), cases=(new,))
     edited = skill(cases=(known,), origin="edit", state="draft")
-    assert merge_cases(extracted, (), edited).cases == (new,)
+    assert merge_cases(extracted, edited).cases == (new,)
 
 
 def test_a_skill_must_not_use_itself_through_others() -> None:

@@ -2,24 +2,28 @@
 
 Rule 1: a skill becomes active only if it passes the gate. Otherwise it is a draft, with the
 reasons.
-Rule 2: nothing is saved without being asked, unless `[skills] auto` wants it (`auto_save`): a case
-holds what tools answered, and lies in a folder beside the settings.
+Rule 2: nothing is saved without being asked, unless `[skills] auto` wants it: a case holds what
+tools answered, and lies in a folder beside the settings.
 Rule 3: what becomes active has passed the gate exactly as it is saved, name and words included.
 Rule 4: what is saved holds no credentials, neither its code nor its recorded cases.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from hashlib import sha256
+from typing import Any, Literal
 
 import anyio
 
-from ...errors import InvalidRequest, NotFound, SkillRefused
+from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused
+from ...journal.events import RunValue
 from ...journal.recording import Recording, load_recording
 from ...journal.rows import RunRow
 from ...journal.store import Journal
@@ -41,6 +45,10 @@ from .skill_names import choose_free_name, parse_skill_name
 from .source import source_shape
 from .version_files import compute_digest
 
+AUTO_PATIENCE_S = 5.0  # for which a run waits until it is saved unasked,
+DESCRIPTION_PATIENCE_S = 10.0  # and this more where a model describes skills
+MAX_REMEMBERED = 10_000  # codes that were considered; a repeated one is skipped at once
+MIN_LINES = 3  # of code that is saved unasked
 MAX_STEPS = 200  # of a session, from which a skill is extracted
 MAX_ATTEMPTS = 3  # at the gate, each with fewer parameters
 NO_CASE = "It has no recorded case: run it once, and save that run."
@@ -52,6 +60,9 @@ EDIT_REMEDY = (
     "and save that run."
 )
 
+logger = logging.getLogger(__name__)
+
+AutoSave = Literal["off", "draft", "active-on-second-success"]
 Extract = Callable[[Collection[str]], Skill]  # takes the parameters that stay literals
 OpenTrial = Callable[[], AbstractAsyncContextManager[Trial]]
 # takes the skill, the session whose owner pays, names that are taken, and seconds for a test
@@ -71,7 +82,9 @@ class SkillSaver:
     """Adds skills to a library, one at a time.
 
     `packages` are what sandboxes have installed, None if that is unknown. Without `describe`,
-    skills are described by what their code says.
+    skills are described by what their code says. `auto` says whether runs are saved unasked: a run
+    that makes calls as a draft, and with "active-on-second-success", the gate tests that draft
+    when another run does the same.
     """
 
     def __init__(
@@ -81,18 +94,16 @@ class SkillSaver:
         packages: Collection[str] | None,
         open_trial: OpenTrial,
         describe: DescribeSkill | None = None,
+        auto: AutoSave = "off",
     ) -> None:
         self.library = library
         self._journal = journal
         self._packages = packages
         self._open_trial = open_trial
         self._describe = describe
+        self._auto = auto
+        self._considered: dict[bytes, None] = {}  # digests of code
         self._lock = anyio.Lock()
-
-    @property
-    def has_describer(self) -> bool:
-        """Whether a save may ask a model."""
-        return self._describe is not None
 
     async def save_run(self, run: RunRow, name: str = "", summary: str = "") -> SaveResult:
         """Save what a recorded run did as a skill, described by `summary` if that is given.
@@ -121,11 +132,41 @@ class SkillSaver:
         async with self._lock:
             return await self._save(lambda _: read_written_skill(code, name), name, summary=summary)
 
-    async def propose_draft(self, run: RunRow, *, may_activate: bool) -> SaveResult | None:
-        """Save a run that makes calls as a draft, without a check; None if it is not worth that.
+    def should_consider(self, code: str, value: RunValue | None, call_count: int) -> bool:
+        """Return whether a run that succeeded may be worth saving, and its code is new."""
+        if self._auto == "off" or not call_count or not has_useful_result(value):
+            return False
+        lines = (line.strip() for line in code.splitlines())
+        if sum(bool(line) and not line.startswith(("#", "import ")) for line in lines) < MIN_LINES:
+            return False
+        digest = sha256(code.encode("utf-8", "surrogatepass")).digest()
+        if digest in self._considered:
+            return False
+        if len(self._considered) >= MAX_REMEMBERED:
+            del self._considered[next(iter(self._considered))]
+        self._considered[digest] = None
+        return True
 
-        If it `may_activate`, a second run like a draft is tested at the gate.
+    async def consider_run(self, run: RunRow) -> str:
+        """Save a run without being asked, if it is worth it; return a line about that, "" if none.
+
+        This only helps: what cannot be a skill is skipped, and the run does not wait long.
         """
+        patience_s = AUTO_PATIENCE_S
+        if self._describe is not None:
+            patience_s += DESCRIPTION_PATIENCE_S
+        try:
+            with anyio.move_on_after(patience_s):
+                saved = await self._save_unasked(run)
+                return "" if saved is None else describe_unasked(saved)
+        except (SkillRefused, InvalidRequest, NotFound):
+            return ""  # nobody asked for a skill
+        except McpRuntimeError as exc:
+            logger.warning("run %s could not be considered as a skill: %s", run.id, exc)
+        return ""
+
+    async def _save_unasked(self, run: RunRow) -> SaveResult | None:
+        """Save a run as a draft, or test the draft of a run like it; None if it is not worth it."""
         from .extraction import extract_skill, find_skill_call
 
         steps = await self._load_steps(run)
@@ -139,7 +180,7 @@ class SkillSaver:
             duplicate = find_duplicate(extracted, await self.library.all_versions())
             if duplicate is not None:
                 is_same_case = any(each.inputs == case.inputs for each in duplicate.cases)
-                if duplicate.state != "draft" or not may_activate or is_same_case:
+                if duplicate.state != "draft" or self._auto == "draft" or is_same_case:
                     return SaveResult(duplicate, already_existed=True)
             extract = partial(extract_skill, steps)
             return await self._save(extract, session=run.session_id, skips_gate=duplicate is None)
@@ -218,19 +259,20 @@ class SkillSaver:
         if skill.owner != self.library.principal:
             return SaveResult(skill, already_existed=True)  # only its owner adds cases
         check_case(case)
-        others = tuple(each for each in skill.cases if each.inputs != case.inputs)
-        if len(others) < len(skill.cases) and skill.state == "active":
+        known = cases_with_its_code(skill)
+        others = tuple(each for each in known if each.inputs != case.inputs)
+        if len(others) < len(known) and skill.is_active:
             return SaveResult(skill, already_existed=True)
-        written = Skill(
+        candidate = Skill(
             skill.name,
             skill.summary,
             skill.source,
-            (case,),
+            (*others, case),
             origin=skill.origin,
             described_by=skill.described_by,
             is_hand_written=True,
         )
-        return await self._save(lambda _: written, skill.name, others=others)
+        return await self._save(lambda _: candidate, skill.name)
 
     # saving ---------------------------------------------------------------------------------------
 
@@ -239,21 +281,20 @@ class SkillSaver:
         extract: Extract,
         name: str = "",
         *,
-        others: tuple[RecordedCase, ...] = (),
         session: str = "",
         skips_gate: bool = False,
         summary: str = "",
     ) -> SaveResult:
         """Test a skill, and add it as a new version, active or not.
 
-        `others` are known cases. Without a `summary` and with a `session`, a model may describe the
-        skill, and the session's owner pays.
+        Without a `summary` and with a `session`, a model may describe the skill, and the session's
+        owner pays.
         """
         fixed: frozenset[str] = frozenset()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             extracted = await anyio.to_thread.run_sync(extract, fixed)
-            duplicate, candidate = await self._name_and_merge(extracted, name, others)
-            if duplicate is not None and self._is_known(duplicate, candidate, others):
+            duplicate, candidate = await self._name_and_merge(extracted, name)
+            if duplicate is not None and self._is_known(duplicate, candidate):
                 note = "It keeps its description." if summary else ""
                 return SaveResult(duplicate, already_existed=True, note=note)
             if summary:
@@ -277,9 +318,7 @@ class SkillSaver:
     async def _load_own_versions(self, name: str) -> tuple[Skill, ...]:
         return await anyio.to_thread.run_sync(self.library.store.versions, name)
 
-    async def _name_and_merge(
-        self, extracted: Skill, name: str, others: tuple[RecordedCase, ...]
-    ) -> tuple[Skill | None, Skill]:
+    async def _name_and_merge(self, extracted: Skill, name: str) -> tuple[Skill | None, Skill]:
         """Return the last version that does the same, and what is to be tested at the gate.
 
         Raises `SkillRefused` if it cannot be a skill.
@@ -294,19 +333,17 @@ class SkillSaver:
         name = name or choose_free_name(extracted.name, await self.library.taken_names())
         candidate = replace(extracted, name=name)
         await self._check(candidate)
-        return last, merge_cases(candidate, others, last)
+        return last, merge_cases(candidate, last)
 
     async def _check(self, skill: Skill) -> None:
         """Raise `SkillRefused` if code or cases cannot be those of a skill."""
         skills = await self.library.all_versions()
         await anyio.to_thread.run_sync(check_skill, skill, skills, self._packages)
 
-    def _is_known(
-        self, duplicate: Skill, candidate: Skill, others: tuple[RecordedCase, ...]
-    ) -> bool:
+    def _is_known(self, duplicate: Skill, candidate: Skill) -> bool:
         """Return whether a candidate says nothing new about a version that has been tested."""
-        is_tested = duplicate.state == "active" or is_held_back(duplicate)
-        has_new_case = bool(others) or len(candidate.cases) != len(duplicate.cases)
+        is_tested = duplicate.is_active or is_held_back(duplicate)
+        has_new_case = len(candidate.cases) != len(duplicate.cases)
         return is_tested and (duplicate.owner != self.library.principal or not has_new_case)
 
     async def _let_describe(
@@ -355,6 +392,30 @@ class SkillSaver:
         return await anyio.to_thread.run_sync(self.library.store.add_version, saved)
 
 
+def has_useful_result(value: RunValue | None) -> bool:
+    """Return whether a run's value is more than nothing, or yes or no."""
+    if value is None or value["kind"] != "json":
+        return False
+    try:
+        return json.loads(value["text"]) not in (None, "", [], {}, True, False)
+    except ValueError:
+        return False
+
+
+def describe_unasked(saved: SaveResult) -> str:
+    """Return a line about a run that was saved unasked."""
+    skill, use = saved.skill, f"from skills.{saved.skill.name} import run."
+    if skill.is_active and saved.already_existed:
+        return f"The skill {skill.name} does this: {use}"
+    if saved.already_existed:
+        return ""
+    if skill.is_active:
+        return f"Saved as a skill: {use} {saved.note}".rstrip()
+    if is_held_back(skill):
+        return f"Saved as {skill.id}. {skill.reasons[0]}"
+    return f"Saved as the draft skill {skill.id}: save_skill(run=...) checks it."
+
+
 # skills that do the same --------------------------------------------------------------------------
 
 
@@ -370,16 +431,11 @@ def find_duplicate(
     return None
 
 
-def merge_cases(skill: Skill, others: tuple[RecordedCase, ...], last: Skill | None) -> Skill:
-    """Return a new version of a skill, with the case just recorded behind those that are known.
-
-    `others` are known cases of other code, and `last` is the last version if that does the same.
-    """
+def merge_cases(skill: Skill, last: Skill | None) -> Skill:
+    """Return a skill with the cases and words of the last version, if that does the same."""
     if last is None:
-        return replace(skill, cases=(*others, *skill.cases))
-    known = last.cases
-    if skill.cases and last.origin == "edit" and last.state == "draft":
-        known = ()  # older cases were recorded with other code
+        return skill
+    known = cases_with_its_code(last) if skill.cases else last.cases
     inputs = [case.inputs for case in skill.cases]
     known = tuple(case for case in known if case.inputs not in inputs)
     return replace(
@@ -389,3 +445,8 @@ def merge_cases(skill: Skill, others: tuple[RecordedCase, ...], last: Skill | No
         described_by=last.described_by,
         cases=(*known, *skill.cases),
     )
+
+
+def cases_with_its_code(skill: Skill) -> tuple[RecordedCase, ...]:
+    """Return the cases that were recorded with the code of a skill; an edit has older ones."""
+    return () if skill.origin == "edit" and skill.state == "draft" else skill.cases
