@@ -1,8 +1,12 @@
-"""Skills from a client's view: saved, found, imported, refused."""
+"""Skills from a client's view: saved, found, imported, refused.
+
+The tests share a server. Each begins with an empty store and has sessions of its own.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
@@ -14,12 +18,31 @@ import pytest
 import skills_ref
 from mcp.types import CallToolResult
 
-from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.server_connection import (
+    ServerConnection,
+    ToolAnswer,
+    connect_server,
+    write_settings,
+)
 from ..helpers.server_killing import KillableServer, ServerKilled, start_ready_server
 from .conftest import upstream_entry
 from .test_resume import until
 
 IMPORT = "from tools.counted import add\n"
+
+
+class OwnSessions(ServerConnection):
+    """A server whose sessions have a prefix, so that no other test has used them."""
+
+    def __init__(self, shared: ServerConnection, prefix: str) -> None:
+        super().__init__(shared.client, shared.data_dir)
+        self._prefix = prefix
+
+    async def run(self, code: str, session: str | None = None, **more: Any) -> ToolAnswer:
+        return await super().run(code, self._prefix + (session or "main"), **more)
+
+    async def replay(self, action: str, session: str | None = None, **more: Any) -> ToolAnswer:
+        return await super().replay(action, self._prefix + (session or "main"), **more)
 
 
 class World:
@@ -54,14 +77,28 @@ def text_of_result(result: CallToolResult) -> str:
     return getattr(result.content[0], "text", "")
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    upstreams = {"counted": upstream_entry("counted", str(tmp_path / "added"))}
+@pytest.fixture(scope="module")
+async def shared_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("skills")
+    upstreams = {"counted": upstream_entry("counted", str(folder / "added"))}
     settings = write_settings(
-        tmp_path, sandbox={"backend": "local", "pool_size": 0}, mcpServers=upstreams
+        folder, sandbox={"backend": "local", "pool_size": 0}, mcpServers=upstreams
     )
     async with connect_server(settings) as server:
-        yield World(server, tmp_path)
+        yield World(server, folder)
+
+
+@pytest.fixture
+def world(shared_world: World, request: pytest.FixtureRequest) -> World:
+    folder = shared_world.folder
+    (folder / "added").unlink(missing_ok=True)
+    for path in shared_world.store.glob("[a-z]*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    prefix = f"{abs(hash(request.node.name))}-"
+    return World(OwnSessions(shared_world.server, prefix), folder)
 
 
 # saving and using ------------------------------------------------------------------------------
@@ -544,13 +581,14 @@ async def test_uses_are_counted_without_those_at_the_gate(world: World) -> None:
         f"{IMPORT}def run(item: str) -> str:\n    add(item=item)\n    return item[0] + '1'\n"
         "run('a')"
     )
-    await world.saved(code, name="tag")
+    await world.saved(code, name="counted")
     for item in ("x", "y", ""):
-        await world.server.run(f"from skills.tag import run\nfor n in range(3):\n    run({item!r})")
-    data = (await world.listed(name="tag")).structured_content or {}
-    assert data["used"] == 3
-    assert "runs that used it: 3, failed: 1." in text_of_result(await world.listed(name="tag"))
-    assert world.server.client.instructions is not None
+        await world.server.run(
+            f"from skills.counted import run\nfor n in range(3):\n    run({item!r})"
+        )
+    listed = await world.listed(name="counted")
+    assert (listed.structured_content or {})["used"] == 3
+    assert "runs that used it: 3, failed: 1." in text_of_result(listed)
 
 
 async def test_the_instructions_name_the_best_skills(world: World) -> None:
