@@ -71,20 +71,20 @@ coverage: image upstreams agents conformance openapi deployment-tools
 	@$(BIN)/coverage report --skip-covered
 
 bench: image upstreams
-	@$(BIN)/python bench/perf.py
+	@$(BIN)/python -m bench perf
 
 # Fifty clients for five minutes over HTTP: nothing else may work on the machine.
 load: image upstreams
-	@$(BIN)/python bench/load.py
+	@$(BIN)/python -m bench run load
 
 bench-llm: image
-	@$(BIN)/python bench/long_context.py
+	@$(BIN)/python -m bench run long-context
 
 bench-skills: upstreams image
-	@$(BIN)/python bench/skill_gate.py
-	@$(BIN)/python bench/skill_gate.py --held-out
-	@$(BIN)/python bench/retrieval.py
-	@$(BIN)/python bench/second_task.py
+	@$(BIN)/python -m bench run skill-gate
+	@$(BIN)/python -m bench run skill-gate --held-out
+	@$(BIN)/python -m bench run retrieval
+	@$(BIN)/python -m bench run second-task
 
 clean:
 	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

@@ -1,8 +1,12 @@
-"""The smallest MCP server of the SDK: the baseline, and the upstream that both sides call."""
+"""The smallest MCP server of the SDK: the baseline, and the upstream that both sides call.
+
+With `--port N` it serves HTTP, otherwise stdio. With `--delay S` it reads nothing for that time.
+"""
 
 from __future__ import annotations
 
-import sys
+import argparse
+import time
 
 import anyio
 import uvicorn
@@ -47,9 +51,14 @@ async def nap(n: int, ms: int) -> NoopResult:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:  # a port: over HTTP, without the log of requests
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--delay", type=float, default=0.0)
+    options = parser.parse_args()
+    time.sleep(options.delay)
+    if options.port:  # without the log of requests
         uvicorn.run(
-            server.streamable_http_app(), port=int(sys.argv[1]), log_level="warning", lifespan="on"
+            server.streamable_http_app(), port=options.port, log_level="warning", lifespan="on"
         )
     else:
         server.run()

@@ -1,6 +1,6 @@
 """Measures inputs: how soon a large file is available, and what a pass over it takes.
 
-Run `python bench/context.py --help`. The benchmark is an MCP client. Each pass is one run; its
+Run `python -m bench run inputs --help`. The benchmark is an MCP client. Each pass is one run; its
 memory is the peak of the interpreter in the sandbox above that of a run that does nothing. `.grep`
 is measured in turns with `grep -c` and with a loop in Python over the same file.
 """
@@ -21,7 +21,7 @@ import anyio
 import tomli_w
 from mcp import Client, StdioServerParameters
 
-from harness import USAGE_META_KEY
+from .harness import USAGE_META_KEY
 
 SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
 LOG_LINE = "2026-11-26 12:00:00 INFO request served in {} ms by worker {}\n"
@@ -45,9 +45,9 @@ print(sum(b"{NEEDLE}" in line for line in open(sys.argv[1], "rb")))
 """
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table; return 1 if a bound is not met."""
-    options = build_parser().parse_args()
+    options = build_parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
         return anyio.run(run_benchmark, Path(folder), options.mb, options.backend, options.packed)
 
@@ -186,7 +186,3 @@ async def compare_grep(client: Client, path: Path) -> None:
                 f"{ratio:.2f}x of {min(seconds):.2f} s",
             )
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

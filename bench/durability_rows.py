@@ -17,8 +17,8 @@ from typing import Any
 
 import anyio
 
-from harness import BenchmarkRow, TestServer, measure_ms, sample_in_turns, start_server
-from rows import CALLS_PER_RUN, BenchContext, unique_numbers
+from .harness import BenchmarkRow, TestServer, measure_ms, sample_in_turns, start_server
+from .rows import CALLS_PER_RUN, BenchContext, unique_numbers
 
 FOLDER = Path(__file__).with_name("results")
 FILES_PER_RUN = 20

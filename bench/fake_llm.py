@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -39,7 +40,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fake_rules import (
+from .fake_rules import (
     RULES,
     UnknownModel,
     answer_by_rule,
@@ -54,6 +55,7 @@ STREAM_PIECE_CHARS = 16  # characters in one piece of a stream
 BODY_CHUNK_BYTES = 65_536
 WATCH_CLIENT_FROM_S = 1.0  # shorter waits do not notice that a client disconnects
 NEVER_S = 86_400.0
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -370,8 +372,8 @@ class ModelServer:
 @contextmanager
 def start_model_server(*options: str) -> Iterator[ModelServer]:
     """Run the server in its own process."""
-    command = [sys.executable, __file__, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "bench.fake_llm", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
             yield ModelServer(json.loads(process.stdout.readline())["url"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fake_reader import MESSAGE_ROW, ParsedQuestion, parse_question
+from .fake_reader import MESSAGE_ROW, ParsedQuestion, parse_question
 
 AGENT_MARK = "[mcpruntime agent,"  # in the system prompt of `agent/system.txt`
 PIECE_CHARS = 4_000  # characters that one model call reads

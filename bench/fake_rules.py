@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fake_programmer import AGENT_MARK, write_program
-from fake_reader import read_text
+from .fake_programmer import AGENT_MARK, write_program
+from .fake_reader import read_text
 
 Schema = Mapping[str, Any] | None
 

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import aiohttp
 import anyio
 
-import fake_llm
-from harness import BenchmarkRow, TestServer, sample_in_turns, start_server
-from rows import BenchContext, unique_numbers
+from . import fake_llm
+from .harness import BenchmarkRow, TestServer, sample_in_turns, start_server
+from .rows import BenchContext, unique_numbers
 
 REQUESTS = 1_000
 CONCURRENCY = 32

@@ -1,8 +1,8 @@
 """Loads the server over HTTP as many clients do, beside a bare server of the SDK.
 
-Run `python bench/load.py --help`. Each of the clients has a connection and a session of its own,
-and sends its requests at fixed times, whether the answer before has come or not: a server that is
-slow is not spared. The same clients call the bare server at the same times, so that what else the
+Run `python -m bench run load --help`. Each of the clients has a connection and a session of its
+own, and sends its requests at fixed times, whether the answer before has come or not: a slow server
+is not spared. The same clients call the bare server at the same times, so that what else the
 machine does affects both. Figures are reported, never asserted: the exit code says whether
 everything could be measured, and every request was answered.
 """
@@ -31,7 +31,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from harness import (
+from .harness import (
     BARE_COMMAND,
     SERVER_COMMAND,
     BenchmarkRow,
@@ -41,9 +41,10 @@ from harness import (
     start_server,
     write_settings,
 )
-from perf import TABLE_LAYOUT, build_report, format_row
+from .perf import TABLE_LAYOUT, format_row, record_rows
+from .results import RESULTS_FOLDER, record_result
 
-DEFAULT_RESULTS = Path(__file__).parent / "results" / "load.json"
+DEFAULT_RESULTS = RESULTS_FOLDER / "load.json"
 PROTOCOL = "2026-07-28"
 CLIENTS = 50
 RUNS_PER_S = 20.0
@@ -169,7 +170,9 @@ async def start_bare_http_server() -> AsyncIterator[str]:
     """Run the bare server over HTTP and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    async with await anyio.open_process([*BARE_COMMAND, str(port)], stderr=DEVNULL) as process:
+    async with await anyio.open_process(
+        [*BARE_COMMAND, "--port", str(port)], stderr=DEVNULL
+    ) as process:
         try:
             with anyio.fail_after(START_TIMEOUT_S):
                 while True:
@@ -473,28 +476,23 @@ async def measure_all(load: Load) -> tuple[list[BenchmarkRow], dict[str, str]]:
     return rows, failures
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure everything; return 1 if a request failed."""
     parser = argparse.ArgumentParser(description="Load the server over HTTP.")
     parser.add_argument("--json", type=Path, default=DEFAULT_RESULTS, metavar="FILE")
     parser.add_argument("--quick", action="store_true", help="fewer clients, for seconds")
     parser.add_argument("--clients", type=int, help=f"{CLIENTS} by default")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help=f"{DURATION_S:.0f}")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     load = Load(
         options.clients or (QUICK_CLIENTS if options.quick else CLIENTS),
         options.duration or (QUICK_DURATION_S if options.quick else DURATION_S),
         options.quick,
     )
-    started = time.monotonic()
-    rows, failures = anyio.run(measure_all, load)
-    took_s = time.monotonic() - started
-    report = build_report(rows, failures, took_s, options.quick)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with record_result("load", options.json, is_quick=options.quick) as recorder:
+        rows, failures = anyio.run(measure_all, load)
+        record_rows(recorder, rows)
+        recorder.failures.update(failures)
+    took_s = recorder.result().took_s
     print(f"\n{len(rows)} rows in {took_s:.0f} s, on {os.cpu_count()} processors")
     return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,14 @@
 """Compares ways to answer questions about long texts with a model that has a small window.
 
-Run `python bench/long_context.py --help`, or `make bench-llm`. The tasks are those of `long_tasks`;
-the model is `forgetful:N:reader` (`fake_reader`). The server calls it over HTTP, and the benchmark
-is an MCP client of the server. It compares three strategies:
+Run `python -m bench run long-context --help`, or `make bench-llm`. The tasks are those of
+`long_tasks`; the model is `forgetful:N:reader` (`fake_reader`). The server calls it over HTTP, and
+the benchmark is an MCP client of the server. It compares three strategies:
 
 - one call: the question and the whole text in one prompt;
 - chunks: a note on each piece that fits into the window, and one call over all notes; the model
   writes no code;
-- recursion: the same model drives the reference agent (`fake_programmer`), whose programs ask it
-  about small pieces of CONTEXT.
+- recursion: the same model drives the command `agent` (`fake_programmer`), whose programs ask it
+  about small pieces of CONTEXT. Its time includes the start of a server and of a process.
 
 The benchmark shows what the runtime achieves with such a model in scores, calls, tokens, seconds
 and memory, and that it works with 16 million characters. It does not show how good a real model is:
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -34,17 +34,10 @@ from typing import Any
 import anyio
 from mcp import Client
 
-sys.path.append(str(Path(__file__).parent))
-
-import fake_llm
-from harness import USAGE_META_KEY, start_server
-from long_tasks import TASK_KINDS, Task, TaskKind, make_task
-from mcpruntime_server.capabilities.agent.agent_loop import ProgramFinished
-from mcpruntime_server.cli.reference_agent import create_agent
-from mcpruntime_server.cli.reference_agent.local_files import LocalFiles
-from mcpruntime_server.cli.reference_agent.reference_agent import ReferenceAgent, TaskFinished
-from mcpruntime_server.config import load_config
-from mcpruntime_server.errors import McpRuntimeError
+from . import fake_llm
+from .harness import SERVER_COMMAND, USAGE_META_KEY, start_server
+from .long_tasks import TASK_KINDS, Task, TaskKind, make_task
+from .results import RESULTS_FOLDER, record_result
 
 DEFAULT_SIZES, QUICK_SIZES = (13, 15, 18, 20, 22, 24), (13, 15, 18)  # powers of 2
 # Up to 2^SMALL_SIZE characters, each task has `TEXTS_PER_TASK` texts; above that, it has one.
@@ -55,7 +48,7 @@ QUESTION_CHARS = 1_000  # the part of the window for the question
 BATCH_PIECES = 256  # pieces in one batch
 SANDBOX_FOLDER = "/texts"
 RUN_TIMEOUT_S = 3_600.0
-DEFAULT_RESULTS = Path(__file__).parent / "results" / "long_context.json"
+DEFAULT_RESULTS = RESULTS_FOLDER / "long-context.json"
 TABLE_LAYOUT = "{:<8} {:>10} {:<10} {:>6} {:>7} {:>12} {:>11} {:>9} {:>8} {:>8}"
 TABLE_HEADER = (
     "task",
@@ -97,7 +90,7 @@ class BenchmarkSetup:
     """The parts of the benchmark: clients, model server, and the folder with the texts."""
 
     client: Client
-    agent: ReferenceAgent
+    settings: Path
     model: fake_llm.ModelServer
     window_chars: int
     texts_folder: Path
@@ -171,16 +164,18 @@ async def answer_by_chunks(stage: BenchmarkSetup, task: Task, path: str) -> Task
 
 
 async def answer_by_agent(stage: BenchmarkSetup, task: Task, path: str) -> TaskResult:
-    """Let the reference agent write and run programs."""
-    done, peak = TaskResult("", 0.0), 0.0
-    async for event in stage.agent.stream(
-        task.question, LocalFiles((stage.texts_folder / "text",))
-    ):
-        if isinstance(event, ProgramFinished):
-            peak = max(peak, event.result["usage"].get("peak_mb", 0.0))
-        elif isinstance(event, TaskFinished):
-            done = TaskResult(event.value, peak)
-    return done
+    """Let the command `agent` write and run programs; the memory is that of the last one."""
+    command = [SERVER_COMMAND, "--config", str(stage.settings), "agent", "--json", "--recursive"]
+    text = stage.texts_folder / "text"
+    done = await anyio.run_process(
+        [*command, "--context", str(text), task.question], check=False, stderr=subprocess.PIPE
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode("utf-8", "replace")[-500:] or done.stdout.decode())
+    outcome = json.loads(done.stdout)
+    last = await stage.client.call_tool("run_code", {"run": outcome["run"]})
+    usage = (last.meta or {}).get(USAGE_META_KEY, {})
+    return TaskResult(outcome["value"], usage.get("peak_mb", 0.0))
 
 
 async def run_to_answer(stage: BenchmarkSetup, code: str) -> TaskResult:
@@ -232,20 +227,12 @@ async def run_benchmark(options: argparse.Namespace) -> list[ResultLine]:
             **({"backend": "local"} if is_local else {}),
         }
         mounts = {} if is_local else {"mounts": [f"{texts}:{SANDBOX_FOLDER}"]}
-        async with (
-            start_server(
-                Path(folder), server_sections(model, options.window), **sandbox, **mounts
-            ) as ours,
-            create_agent(
-                load_config(Path(folder) / "server.toml"),
-                recursive=True,
-                saves_skills=False,
-                roots=[texts],
-            ) as agent,
-        ):
+        async with start_server(
+            Path(folder), server_sections(model, options.window), **sandbox, **mounts
+        ) as ours:
             stage = BenchmarkSetup(
                 ours.client,
-                agent,
+                Path(folder) / "server.toml",
                 model,
                 options.window,
                 texts,
@@ -315,7 +302,7 @@ async def measure_task(
     began, failed, done = time.perf_counter(), "", TaskResult("", 0.0)
     try:
         done = await STRATEGIES[name](stage, task, f"{stage.sandbox_folder}/text")
-    except (RuntimeError, McpRuntimeError) as exc:
+    except RuntimeError as exc:
         failed = " ".join(str(exc).split())[:200]
     seconds, counts = time.perf_counter() - began, stage.model.read_counts()
     tokens_in, tokens_out = counts.get("tokens in", 0), counts.get("tokens out", 0)
@@ -409,23 +396,20 @@ def build_parser() -> argparse.ArgumentParser:
     return top
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if a task failed."""
-    options = build_parser().parse_args()
+    options = build_parser().parse_args(arguments)
     options.sizes = options.sizes or (QUICK_SIZES if options.quick else DEFAULT_SIZES)
-    lines = anyio.run(run_benchmark, options)
+    with record_result("long-context", options.json, seed=options.seed) as recorder:
+        lines = anyio.run(run_benchmark, options)
+        for line in lines:
+            name = f"{line.task}/{line.characters}/{line.strategy}"
+            recorder.add(name, "score", [line.score], "higher")
+        recorder.details["lines"] = [asdict(line) for line in lines]
     print(
         f"\ncost at an assumed {options.usd_in:g} USD in and {options.usd_out:g} USD out "
         "a million tokens; scores are"
     )
     print("the relative error of counts, taken from 1, and F1 of everything else\n")
     print("\n".join(summarize_scores(lines, options.sizes, options.strategies)))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
-        json.dumps([asdict(line) for line in lines], indent=2) + "\n", encoding="utf-8"
-    )
     return 1 if any(line.failed for line in lines) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

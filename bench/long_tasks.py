@@ -19,7 +19,7 @@ from itertools import permutations
 from random import Random
 from typing import Literal
 
-from long_words import (
+from .long_words import (
     CLOSINGS,
     FACT_SENTENCES,
     GOODS,

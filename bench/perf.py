@@ -1,32 +1,28 @@
 """Measures the server against its performance budget and prints a table.
 
-Run `python bench/perf.py --help`. Each row is measured in turns with its baseline. Figures are
-reported, never asserted: the exit code only says whether everything could be measured.
+Run `python -m bench perf --help`. Each row is measured in turns with its baseline. Figures are
+reported, not asserted: the exit code says whether everything could be measured. With `--quick`, it
+also says whether a row is far beyond its bound.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import anyio
 
-from durability_rows import DURABILITY_ROWS
-from harness import BenchmarkRow, start_bare_server, start_server
-from llm_rows import LLM_ROWS
-from restart_rows import RESTART_ROWS
-from rows import SERVER_ROWS, BenchContext
-from skill_rows import SKILL_ROWS
-from time_rows import TIME_ROWS
+from .durability_rows import DURABILITY_ROWS
+from .harness import BenchmarkRow, start_bare_server, start_server
+from .llm_rows import LLM_ROWS
+from .restart_rows import RESTART_ROWS
+from .results import RESULTS_FOLDER, ResultRecorder, record_result
+from .rows import SERVER_ROWS, BenchContext
+from .skill_rows import SKILL_ROWS
+from .time_rows import TIME_ROWS
 
 MeasureRow = Callable[[BenchContext], Awaitable[BenchmarkRow | list[BenchmarkRow]]]
 
@@ -38,14 +34,15 @@ ALL_ROWS: Sequence[MeasureRow] = (
     *SKILL_ROWS,
     *LLM_ROWS,
 )
-DEFAULT_RESULTS = Path(__file__).parent / "results" / "perf.json"
+DEFAULT_RESULTS = RESULTS_FOLDER / "perf.json"
 TABLE_LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
+GATE_FACTOR = 2.0  # a shared machine may be that much slower
 ROW_TIMEOUT_S = 120.0  # a row that takes longer hangs
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the selected rows; return 1 if a row failed and 2 if no row matches."""
-    options = build_parser().parse_args()
+    options = build_parser().parse_args(arguments)
     wanted = [
         row
         for row in ALL_ROWS
@@ -57,19 +54,32 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    started = time.monotonic()
-    rows, failures = anyio.run(measure_rows, wanted, options.quick)
-    took = time.monotonic() - started
+    with record_result("perf", options.json, is_quick=options.quick) as recorder:
+        rows, failures = anyio.run(measure_rows, wanted, options.quick)
+        record_rows(recorder, rows)
+        recorder.failures.update(failures)
+    took_s = recorder.result().took_s
     print(
-        f"\n{len(rows)} rows in {took:.0f} s, on {os.cpu_count()} processors, "
+        f"\n{len(rows)} rows in {took_s:.0f} s, on {os.cpu_count()} processors, "
         f"load {os.getloadavg()[0]:.1f}"
     )
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
-        json.dumps(build_report(rows, failures, took, options.quick), indent=2) + "\n",
-        encoding="utf-8",
-    )
+    if options.quick:
+        over = [row.name for row in rows if row.bound is not None and is_far_over(row)]
+        print(f"worse than twice the bound: {', '.join(over) or 'none'}")
+        return int(bool(failures or over))
     return 1 if failures else 0
+
+
+def is_far_over(row: BenchmarkRow) -> bool:
+    """Return whether a row is worse than `GATE_FACTOR` times its bound."""
+    return row.bound is not None and row.figure > GATE_FACTOR * row.bound
+
+
+def record_rows(recorder: ResultRecorder, rows: Iterable[BenchmarkRow]) -> None:
+    """Add the samples of both sides of each row to a result, and its figures to the details."""
+    for row in rows:
+        recorder.add(row.name, row.unit, row.ours)
+    recorder.details["rows"] = {row.name: row.as_json() for row in rows}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,7 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"one of {', '.join(row_names())}; may be repeated",
     )
-    top.add_argument("--quick", action="store_true", help="fewer samples")
+    top.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"fewer samples; fail only if a row is worse than {GATE_FACTOR:g} times its bound",
+    )
     return top
 
 
@@ -152,27 +166,3 @@ def format_amount(value: float, unit: str) -> str:
     """Return a measured value as text, with three significant digits."""
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{digits}f} {unit[:3]}"
-
-
-def build_report(
-    rows: Sequence[BenchmarkRow], failures: dict[str, str], took_s: float, quick: bool
-) -> dict[str, Any]:
-    """Return all rows as JSON data, with facts about the machine and versions."""
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": quick,
-        "took_s": round(took_s, 1),
-        "machine": {
-            "processors": os.cpu_count(),
-            "load_1m": round(os.getloadavg()[0], 2),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "mcp": version("mcp"),
-        },
-        "rows": {row.name: row.as_json() for row in rows},
-        "failures": failures,
-    }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

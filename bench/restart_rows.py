@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import BenchmarkRow, TestServer, start_server
-from rows import BenchContext, unique_numbers
+from .harness import BARE_COMMAND, BenchmarkRow, TestServer, start_server
+from .rows import BenchContext, unique_numbers
 
 SERVER_COUNT = 7
 START_S = 5.0  # of each upstream server until it answers
 BOUND_MS = 100.0
-SLOW_COMMAND = (sys.executable, str(Path(__file__).with_name("slow_server.py")), str(START_S))
+SLOW_COMMAND = (*BARE_COMMAND, "--delay", str(START_S))
 FIND_CODE = """
 import time
 started = time.perf_counter()

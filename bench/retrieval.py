@@ -1,34 +1,29 @@
-"""Measures how well the server's indexes find skills and tools, compared with a plain BM25.
+"""Measures how well the server finds skills and tools, compared with a plain BM25.
 
 Recall@3 is the share of queries whose skill is among the first three, MRR the mean of 1/rank (0
 beyond the tenth). The queries for skills are of three kinds: requests by a person who saw only the
 list of skills (`retrieval_requests`), queries whose words are not in the descriptions, and plain
-ones (both in `retrieval_tasks`). The tools are those of the real MCP servers that the tests use.
-The plain BM25 matches whole words of names and descriptions. Run it with `make bench-skills`.
+ones (both in `retrieval_tasks`). The skills are saved through MCP: their code is a comment, because
+the gate runs each of them. The tools are those of the real MCP servers that the tests use. The
+plain BM25 matches whole words of names and descriptions.
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
 from mcp import Client, StdioServerParameters
 
-sys.path.append(str(Path(__file__).parent))
-
-from mcpruntime_server.capabilities.skills.model import Skill
-from mcpruntime_server.capabilities.skills.search_index import SkillIndex
-from mcpruntime_server.capabilities.tools.catalog import index_row
-from mcpruntime_server.capabilities.tools.shim_generator import describe_module
-from mcpruntime_server.capabilities.tools.tool_index import ToolIndex, ToolRow
-from retrieval_requests import SKILL_REQUESTS, TOOL_REQUESTS
-from retrieval_tasks import QUERIES, SKILLS, Entry
+from .harness import TestServer, first_text, start_server
+from .results import RESULTS_FOLDER, ResultRecorder, record_result
+from .retrieval_requests import SKILL_REQUESTS, TOOL_REQUESTS
+from .retrieval_tasks import QUERIES, SKILLS, Entry
 
 SERVERS_FOLDER = Path(__file__).parents[1] / ".venvs"
 TOOL_SERVERS: Mapping[str, tuple[str, ...]] = {  # command and arguments, below `SERVERS_FOLDER`
@@ -48,43 +43,78 @@ Search = Callable[[str], Sequence[str]]
 Queries = Sequence[tuple[str, str]]  # queries with the name of the right skill or tool
 
 
-def library_search() -> Search:
-    """Return the search of the skill library over `SKILLS`, without usage data."""
-    index = SkillIndex()
-    skills = {entry.name: to_skill(entry) for entry in SKILLS}
-    return lambda query: index.search(skills, query, RANKED_COUNT)
+SKILL_CODE = (
+    "import skills\n[[each.name for each in skills.search(q, {count})] for q in {queries!r}]"
+)
+TOOL_CODE = """import tools
+[[f"{{each.server}}.{{each.name.rpartition('.')[2]}}" for each in tools.search(q, {count})]
+ for q in {queries!r}]"""
+LIMITS = {"data_dir": "data", "result_items": 10_000, "result_chars": 1_000_000}
+EXAMPLES = {"str": "north", "int": 3, "float": 1.5, "list": ["a", "b"]}  # arguments by type
 
 
-def to_skill(entry: Entry) -> Skill:
-    """Return an entry as a skill of the store."""
-    source = f"{entry.body}\n\n\ndef run{entry.signature}:\n    return 0\n"
-    return Skill(entry.name, entry.summary, source, version=1, state="active")
+async def search_skills(server: TestServer, queries: Queries) -> Search:
+    """Return the search of the skill library, with its answers to `queries`."""
+    return await ask_all(server, SKILL_CODE, queries)
 
 
-def tool_search(rows: Sequence[ToolRow]) -> Search:
-    """Return the search of the catalogue over `rows`."""
-    index = ToolIndex()
-    for server in TOOL_SERVERS:
-        index.replace_server(server, [row for row in rows if row.server == server])
-    return lambda query: [".".join(found) for found in index.search(query, RANKED_COUNT)]
+async def search_tools(server: TestServer, queries: Queries) -> Search:
+    """Return the search of the catalogue, with its answers to `queries`."""
+    return await ask_all(server, TOOL_CODE, queries)
 
 
-async def list_tools() -> tuple[list[ToolRow], dict[str, str]]:
-    """Return the tools of the installed servers: as the catalogue indexes them, and as described.
+async def ask_all(server: TestServer, code: str, queries: Queries) -> Search:
+    """Return the answers that code in a sandbox gets, as a search."""
+    texts = [query for query, _ in queries]
+    found = await server.run_code(code.format(count=RANKED_COUNT, queries=texts))
+    value = found["value"]
+    answers = ast.literal_eval(value) if isinstance(value, str) else value
+    return dict(zip(texts, answers, strict=True)).__getitem__
 
-    The second value maps each name to the description that the server sends.
-    """
-    rows: list[ToolRow] = []
-    descriptions: dict[str, str] = {}
+
+async def save_library(server: TestServer) -> None:
+    """Save `SKILLS` through MCP; each becomes active with a run that calls it."""
+    for entry in SKILLS:
+        names, source = skill_source(entry)
+        draft = {"code": source, "name": entry.name, "description": entry.summary}
+        await server.client.call_tool("save_skill", draft)
+        call = f"from skills.{entry.name}.v1 import run\nrun({names})"
+        run = (await server.run_code(call, "library"))["run"]
+        saved = await server.client.call_tool("save_skill", {"run": run, "name": entry.name})
+        if (saved.structured_content or {}).get("state") != "active":
+            raise RuntimeError(f"{entry.name} is not active: {first_text(saved)}")
+
+
+def skill_source(entry: Entry) -> tuple[str, str]:
+    """Return the arguments of an example call and the code of a skill, which returns them."""
+    [function] = ast.parse(f"def run{entry.signature}: pass").body
+    assert isinstance(function, ast.FunctionDef)
+    kinds = {
+        each.arg: ast.unparse(each.annotation or ast.Name("str")) for each in function.args.args
+    }
+    arguments = ", ".join(f"{name}={EXAMPLES[kind]!r}" for name, kind in kinds.items())
+    code = "\n".join(f"    # {line}" for line in entry.body.splitlines())
+    head = f"def run({ast.unparse(function.args)}):"
+    return arguments, f"{head}\n{code}\n    return [{', '.join(kinds)}]\n"
+
+
+def tool_entries() -> dict[str, dict[str, object]]:
+    """Return the settings of the installed servers."""
+    return {
+        name: {"command": str(SERVERS_FOLDER / command), "args": arguments}
+        for name, (command, *arguments) in TOOL_SERVERS.items()
+    }
+
+
+async def list_descriptions() -> dict[str, str]:
+    """Return the descriptions of the tools of the installed servers, by their names."""
+    found: dict[str, str] = {}
     for server, (command, *arguments) in TOOL_SERVERS.items():
         parameters = StdioServerParameters(command=str(SERVERS_FOLDER / command), args=arguments)
         async with Client(parameters) as client:
-            tools = (await client.list_tools()).tools
-            module = describe_module(server, server, tools)
-            for tool, shim in zip(tools, module.tools, strict=True):
-                rows.append(replace(index_row(server, shim), tool=tool.name))
-                descriptions[f"{server}.{tool.name}"] = tool.description or ""
-    return rows, descriptions
+            for tool in (await client.list_tools()).tools:
+                found[f"{server}.{tool.name}"] = tool.description or ""
+    return found
 
 
 def plain_search(descriptions: Mapping[str, str]) -> Search:
@@ -137,31 +167,44 @@ def format_figures(kind: str, search: Search, queries: Queries) -> str:
     return f"{kind} ({len(queries)}) {recall:.2f} / {reciprocal_rank:.2f}"
 
 
-def main() -> None:
-    """Print the tables; with `-v`, also print the queries without the right result."""
-    plain = plain_search({entry.name: entry.summary for entry in SKILLS})
-    library = library_search()
+async def measure_all(recorder: ResultRecorder, verbose: bool) -> None:
+    """Print the tables; if `verbose`, also the queries without the right result."""
     kinds: dict[str, Queries] = {
         "requests": SKILL_REQUESTS,
         "in other words": QUERIES[:-PLAIN_COUNT],
         "plainly": QUERIES[-PLAIN_COUNT:],
     }
+    skill_queries = [query for queries in kinds.values() for query in queries]
+    sections = {"server": LIMITS, "mcpServers": tool_entries()}
+    async with start_server(sections=sections) as server:
+        await save_library(server)
+        library = await search_skills(server, skill_queries)
+        await server.run_code("import tools\nassert not tools.list().problems")
+        catalogue = await search_tools(server, TOOL_REQUESTS)
     print(f"queries over {len(SKILLS)} skills: recall@{FOUND_COUNT} / MRR")
+    plain = plain_search({entry.name: entry.summary for entry in SKILLS})
     for name, search in (("plain BM25", plain), ("the library", library)):
-        print(
-            f"{name:13}",
-            *(format_figures(kind, search, queries) for kind, queries in kinds.items()),
-            sep="  ",
-        )
-    rows, descriptions = anyio.run(list_tools)
+        figures = (format_figures(kind, search, queries) for kind, queries in kinds.items())
+        print(f"{name:13}", *figures, sep="  ")
+        recorder.details[f"skills, {name}"] = {
+            kind: measure(search, queries) for kind, queries in kinds.items()
+        }
+    descriptions = await list_descriptions()
+    print(f"requests over {len(descriptions)} tools of {len(TOOL_SERVERS)} servers")
     plain_tools = plain_search(descriptions)
-    tools = tool_search(rows)
-    print(f"requests over {len(rows)} tools of {len(TOOL_SERVERS)} servers")
-    for name, search in (("plain BM25", plain_tools), ("the catalogue", tools)):
+    for name, search in (("plain BM25", plain_tools), ("the catalogue", catalogue)):
         print(f"{name:13}", format_figures("requests", search, TOOL_REQUESTS), sep="  ")
-    if "-v" in sys.argv:
-        print_misses(library, (*SKILL_REQUESTS, *QUERIES))
-        print_misses(tools, TOOL_REQUESTS)
+        recorder.details[f"tools, {name}"] = {"requests": measure(search, TOOL_REQUESTS)}
+    if verbose:
+        print_misses(library, skill_queries)
+        print_misses(catalogue, TOOL_REQUESTS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables; with `-v`, also print the queries without the right result."""
+    with record_result("retrieval", RESULTS_FOLDER / "retrieval.json") as recorder:
+        anyio.run(measure_all, recorder, "-v" in arguments)
+    return 0
 
 
 def print_misses(search: Search, queries: Queries) -> None:
@@ -170,7 +213,3 @@ def print_misses(search: Search, queries: Queries) -> None:
         found = list(search(query))[:FOUND_COUNT]
         if name not in found:
             print(f"{query!r}: {name}, found {', '.join(found) or 'nothing'}")
-
-
-if __name__ == "__main__":
-    main()

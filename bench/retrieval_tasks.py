@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from skill_tasks import TASKS
+from .skill_tasks import TASKS
 
 
 @dataclass(frozen=True)

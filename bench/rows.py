@@ -16,7 +16,7 @@ import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
 from mcp import Client
 
-from harness import (
+from .harness import (
     BARE_COMMAND,
     SERVER_COMMAND,
     BenchmarkRow,
@@ -26,7 +26,7 @@ from harness import (
     start_server,
     write_settings,
 )
-from mcpruntime_server.cli.demo.token_count import count_tokens
+from .tokens import count_tokens
 
 FAN_OUT = 64
 NAP_MS = 50

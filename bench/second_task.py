@@ -13,19 +13,18 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
-
-from mcpruntime_server.cli.demo.token_count import count_tokens
-from skill_gate import replace_values, save_task
-from skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
+from .harness import TestServer, first_text, start_server
+from .results import RESULTS_FOLDER, record_result
+from .skill_gate import replace_values, save_task
+from .skill_tasks import POLICY, TASKS, Task, World, make_world, missing_servers
+from .tokens import count_tokens
 
 ROUNDS = 4  # each way is first in half of the rounds; its fastest round counts
 
@@ -38,13 +37,13 @@ class Cost:
     read: int = 0
     seconds: float = 0.0
 
-    async def request(self, server: ServerConnection, tool: str, arguments: dict[str, Any]) -> Any:
+    async def request(self, server: TestServer, tool: str, arguments: dict[str, Any]) -> Any:
         """Make a request and count it; return the answer's data."""
         began = time.perf_counter()
         result = await server.client.call_tool(tool, arguments)
         self.seconds += time.perf_counter() - began
         self.written += count_tokens(json.dumps(arguments, ensure_ascii=False))
-        self.read += count_tokens(getattr(result.content[0], "text", ""))
+        self.read += count_tokens(first_text(result))
         return result.structured_content or {}
 
 
@@ -62,7 +61,7 @@ class Pair:
     same: bool
 
 
-async def compare(server: ServerConnection, world: World, task: Task, store: Path) -> Pair | None:
+async def compare(server: TestServer, world: World, task: Task, store: Path) -> Pair | None:
     """Save a task as a skill and repeat it in both ways; None if the skill is not active."""
     learnt = await save_task(server, world, task, store)
     changes = task.changes(world)
@@ -119,8 +118,7 @@ async def measure(folder: Path) -> list[Pair]:
     """Return the costs of every task that became a skill."""
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
-    settings = write_settings(folder, mcpServers=servers, policy=POLICY)
-    async with connect_server(settings) as server:
+    async with start_server(folder, {"mcpServers": servers, "policy": POLICY}) as server:
         found = [
             await compare(server, world, task, folder / "skills_store")
             for task in TASKS
@@ -129,12 +127,30 @@ async def measure(folder: Path) -> list[Pair]:
     return [pair for pair in found if pair is not None]
 
 
-def main() -> None:
+def sum_costs(costs: Sequence[Cost]) -> dict[str, float]:
+    """Return the sums of what several tasks cost."""
+    return {
+        "written": sum(cost.written for cost in costs),
+        "read": sum(cost.read for cost in costs),
+        "seconds": sum(cost.seconds for cost in costs),
+    }
+
+
+def main(arguments: Sequence[str] = ()) -> int:
     """Print the table."""
     if missing := missing_servers():
         sys.exit(f"{', '.join(missing)} not installed: run scripts/test-upstreams")
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        record_result("second-task", RESULTS_FOLDER / "second-task.json") as recorder,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         pairs = [pair for pair in anyio.run(measure, Path(folder)) if pair.same]
+        for pair in pairs:
+            recorder.add(pair.task.name, "tokens", [pair.with_skill.written + pair.with_skill.read])
+        recorder.details["totals"] = {
+            "without": sum_costs([pair.without for pair in pairs]),
+            "with a skill": sum_costs([pair.with_skill for pair in pairs]),
+        }
     found = sum(pair.found for pair in pairs)
     print(
         f"{len(pairs)} tasks a second time, with other values; "
@@ -151,12 +167,9 @@ def main() -> None:
             f"{name:14}{written:9,}{read:9,}{written + read:9,}"
             f"{sum(cost.seconds for cost in costs):9.2f}"
         )
-    if "-v" in sys.argv:
+    if "-v" in arguments:
         for pair in pairs:
             one, two = pair.without, pair.with_skill
             tokens = f"{one.written + one.read:7,}{two.written + two.read:7,}"
             print(f"{pair.task.name:28}{tokens}{one.seconds:8.2f}{two.seconds:8.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

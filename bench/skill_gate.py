@@ -18,12 +18,10 @@ from typing import Any
 
 import anyio
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
-
-from skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
-from skill_tasks.task import Values
+from .harness import TestServer, first_text, start_server
+from .results import RESULTS_FOLDER, record_result
+from .skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
+from .skill_tasks.task import Values
 
 
 @dataclass
@@ -38,14 +36,13 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-async def save_task(server: ServerConnection, world: World, task: Task, store: Path) -> Outcome:
+async def save_task(server: TestServer, world: World, task: Task, store: Path) -> Outcome:
     """Run a task's session, save its last run, and call the skill with other values."""
-    answer = None
+    run = ""
     for step in task.code(world):
-        answer = await server.run(step, session=task.name)
-    assert answer is not None
-    result = await server.client.call_tool("save_skill", {"run": answer.run, "name": task.name})
-    answer_text = getattr(result.content[0], "text", "")
+        run = (await server.run_any(step, task.name))["run"]
+    result = await server.client.call_tool("save_skill", {"run": run, "name": task.name})
+    answer_text = first_text(result)
     data = result.structured_content or {}
     outcome = Outcome(task, "refused" if result.is_error else str(data.get("state")), answer_text)
     if outcome.state == "active" and task.truth is not None:
@@ -56,7 +53,7 @@ async def save_task(server: ServerConnection, world: World, task: Task, store: P
 
 
 async def ask_skill(
-    server: ServerConnection, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values
+    server: TestServer, world: World, outcome: Outcome, inputs: dict[str, Any], values: Values
 ) -> None:
     """Call the skill with new values and compare the result with the right answer."""
     task = outcome.task
@@ -71,17 +68,17 @@ async def ask_skill(
         return
     call = f"run(**{changed!r})"
     source = f"import inspect\nfrom skills.{task.name} import run\nresult = {call}\n"
-    answer = await server.run(
-        f"{source}await result if inspect.isawaitable(result) else result", session="new questions"
+    answer = await server.run_any(
+        f"{source}await result if inspect.isawaitable(result) else result", "new questions"
     )
-    value = answer.data.get("value")
+    value = answer.get("value")
     value = json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
     right = task.truth(world, values)
-    if answer.data.get("status") == "ok" and (value == right or str(value) == str(right)):
+    if answer["status"] == "ok" and (value == right or str(value) == str(right)):
         outcome.right_count += 1
     else:
         outcome.problems.append(
-            f"{values}: {str(value if value is not None else answer.text)[:300]} "
+            f"{values}: {str(value if value is not None else answer)[:300]} "
             f"is not {str(right)[:200]}"
         )
 
@@ -107,9 +104,14 @@ async def measure(folder: Path, tasks: Sequence[Task]) -> list[Outcome]:
     """Return the outcomes of all tasks."""
     world = make_world(folder / "world")
     servers = {name: dict(entry) for name, entry in world.servers.items()}
-    settings = write_settings(folder, mcpServers=servers, policy=POLICY)
-    async with connect_server(settings) as server:
+    async with start_server(folder, {"mcpServers": servers, "policy": POLICY}) as server:
         return [await save_task(server, world, task, folder / "skills_store") for task in tasks]
+
+
+def is_as_wanted(outcome: Outcome) -> bool:
+    """Return whether a session became a right skill, or rightly became none."""
+    is_active = outcome.state == "active"
+    return is_active == (outcome.task.kind == "skill") and not outcome.problems
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, int]:
@@ -127,16 +129,24 @@ def summary(outcomes: list[Outcome]) -> dict[str, int]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print a line for each task with an unexpected outcome, and the counts."""
     if missing := missing_servers():
         sys.exit(f"{', '.join(missing)} not installed: run scripts/test-upstreams")
-    tasks = HELD_OUT if "--held-out" in sys.argv else TASKS
-    with tempfile.TemporaryDirectory() as folder:
+    is_held_out = "--held-out" in arguments
+    tasks = HELD_OUT if is_held_out else TASKS
+    name = "skill-gate-held-out" if is_held_out else "skill-gate"
+    with (
+        record_result("skill-gate", RESULTS_FOLDER / f"{name}.json", mode=name) as recorder,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         outcomes = anyio.run(measure, Path(folder), tasks)
+        for each in outcomes:
+            recorder.add(each.task.name, "outcome", [float(is_as_wanted(each))], "higher")
+        recorder.details["counts"] = summary(outcomes)
     for each in outcomes:
         is_wanted = each.task.kind == "skill"
-        if is_wanted == (each.state == "active") and not each.problems and "-v" not in sys.argv:
+        if is_wanted == (each.state == "active") and not each.problems and "-v" not in arguments:
             continue
         answer_text = " | ".join(
             each.answer_text.splitlines()[1:2] or each.answer_text.splitlines()
@@ -147,7 +157,4 @@ def main() -> None:
         )
     for name, number in summary(outcomes).items():
         print(f"{number:4} {name}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

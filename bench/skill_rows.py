@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from harness import BenchmarkRow, TestServer, measure_ms, sample_in_turns, start_server
-from rows import BenchContext, unique_numbers
+from .harness import BenchmarkRow, TestServer, measure_ms, sample_in_turns, start_server
+from .rows import BenchContext, unique_numbers
 
 RUN_CODE = """from tools.bare import noop
 rows = [noop(n=n).n for n in range(3, 6)]

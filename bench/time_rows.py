@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from harness import BenchmarkRow, TestServer, measure_ms, start_server
-from rows import BenchContext
+from .harness import BenchmarkRow, TestServer, measure_ms, start_server
+from .rows import BenchContext
 
 HEAPS = {
     # about 178 bytes of resident memory for each object

@@ -6,9 +6,7 @@ naming them: `pytest tests/attacks`. Everything else, such as `make test`, runs 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +16,6 @@ from tests.upstreams import own_server_entry
 
 from .report import AttackLog
 from .rounds import run_rounds
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))  # for its model server
 
 FOLDER = "tests/attacks/"
 ATTACKS = AttackLog()

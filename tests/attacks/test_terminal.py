@@ -23,7 +23,7 @@ import click
 import pytest
 from mcp.types import Implementation
 
-import fake_llm
+from bench import fake_llm
 from mcpruntime_server import cli
 from mcpruntime_server.capabilities.skills.store import SkillStore
 from mcpruntime_server.cli.command_line import command_line

@@ -6,16 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import fake_llm
-from fake_llm import API_KEY
+from bench import fake_llm
+from bench.fake_llm import API_KEY
 
 TOOL = {
     "type": "function",

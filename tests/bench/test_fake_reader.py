@@ -5,17 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-from fake_programmer import AGENT_MARK, PIECE_CHARS, write_program
-from fake_reader import judge_topic, label_lines, read_text
-from fake_rules import answer_by_rule
-from long_tasks import TASK_KINDS, TaskKind, make_rows, make_task
+from bench.fake_programmer import AGENT_MARK, PIECE_CHARS, write_program
+from bench.fake_reader import judge_topic, label_lines, read_text
+from bench.fake_rules import answer_by_rule
+from bench.long_tasks import TASK_KINDS, TaskKind, make_rows, make_task
 
 ROWS = make_rows(2**17)
 LIST = {"type": "object", "properties": {"value": {"type": "array"}}}

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-LOAD = Path(__file__).parents[2] / "bench" / "load.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_little_load_is_measured_without_an_error(tmp_path: Path) -> None:
     file = tmp_path / "load.json"
     options = ("--quick", "--clients", "2", "--duration", "3", "--json", str(file))
     done = subprocess.run(
-        [sys.executable, str(LOAD), *options],
+        [sys.executable, "-m", "bench", "run", "load", *options],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,
@@ -23,7 +24,7 @@ def test_a_little_load_is_measured_without_an_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(file.read_text())
     assert report["failures"] == {}
-    rows = report["rows"]
+    rows = report["details"]["rows"]
     assert rows["load"]["ours"]["n"] == rows["load"]["baseline"]["n"] > 20
     assert rows["load-errors"]["figure"] == rows["readers-missed"]["figure"] == 0
     for row in rows.values():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench" / "long_context.py"
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "bench", "run", "long-context")
 
 
 def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> None:
@@ -27,10 +28,12 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
         "count",
         "needles",
     )
-    command = [sys.executable, str(BENCH), *options, "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [*COMMAND, *options, "--json", str(file)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = json.loads(file.read_text())
+    lines = json.loads(file.read_text())["details"]["lines"]
     by_way = {(line["task"], line["strategy"]): line for line in lines}
     assert len(by_way) == len(lines) == 6
     for line in lines:
@@ -53,7 +56,8 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
 )
 def test_what_cannot_be_compared_is_refused_with_what_can(options: tuple[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, str(BENCH), *options],
+        [*COMMAND, *options],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,

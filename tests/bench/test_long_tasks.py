@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import long_tasks
-from fake_reader import label_lines
-from long_tasks import TASK_KINDS, TOPICS, Task, TaskKind, f1_score, make_rows, make_task
+from bench import long_tasks
+from bench.fake_reader import label_lines
+from bench.long_tasks import TASK_KINDS, TOPICS, Task, TaskKind, f1_score, make_rows, make_task
 
 ROWS: tuple[TaskKind, ...] = ("count", "compare", "month", "pairs")
 FACTS: tuple[TaskKind, ...] = ("needle", "needles")

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-PERF = Path(__file__).parents[2] / "bench" / "perf.py"
+ROOT = Path(__file__).parents[2]
 
 
 def perf(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PERF), "--quick", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "bench", "perf", "--quick", *options]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_rows_are_measured_printed_and_written_as_json(tmp_path: Path) -> None:
@@ -22,17 +24,18 @@ def test_rows_are_measured_printed_and_written_as_json(tmp_path: Path) -> None:
     done = perf(
         "--json", str(file), "--only", "warm_run", "--only", "cold_session", "--only", "tool_list"
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode in (0, 1)  # a busy machine may be far over a bound
+    assert done.stderr == ""
     assert "left behind" not in done.stdout
     report = json.loads(file.read_text())
-    assert list(report["rows"]) == ["warm", "cold", "tools-list"]
-    for row in report["rows"].values():
+    assert list(report["details"]["rows"]) == ["warm", "cold", "tools-list"]
+    for row in report["details"]["rows"].values():
         assert row["title"] in done.stdout
         assert row["ours"]["p50"] > 0
-    warm = report["rows"]["warm"]
+    warm = report["details"]["rows"]["warm"]
     assert warm["figure"] == pytest.approx(warm["ours"]["p50"] / warm["baseline"]["p50"], rel=0.01)
     assert warm["met"] is (warm["figure"] <= warm["bound"])
-    assert report["quick"] is True
+    assert report["is_quick"] is True
     assert report["failures"] == {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bench.skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
+from bench.skill_tasks.task import Values
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-from skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
-from skill_tasks.task import Values
 
 ALL = (*TASKS, *HELD_OUT)
 TASKS_BY_NAME = {task.name: task for task in ALL}

@@ -16,12 +16,12 @@ import pytest
 from anyio import to_thread
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
-from tests.helpers.failing_disks import LossyDisk, open_lossy_disk, open_thin_disk
-from tests.helpers.sizes import choose_size
 
 from mcpruntime_server.errors import JournalFailed, McpRuntimeError
 from mcpruntime_server.journal import Durability, Journal, blob_store, disk_sync, open_journal
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
+from tests.helpers.failing_disks import LossyDisk, open_lossy_disk, open_thin_disk
+from tests.helpers.sizes import choose_size
 
 CHILD = Path(__file__).with_name("child.py")
 POWER_CUTS = choose_size("POWER_CUTS", short=3, long=50)

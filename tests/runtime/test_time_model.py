@@ -10,9 +10,9 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.helpers.sizes import choose_size
 
 from mcpruntime_server.sandbox import link
+from tests.helpers.sizes import choose_size
 
 from .time_model import (
     DEATH_CODE,

@@ -6,7 +6,6 @@ import gzip
 import os
 import signal
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
+from bench import fake_llm
 from tests.server.conftest import upstream_entry
 
 from ..helpers.server_connection import (
@@ -24,10 +24,6 @@ from ..helpers.server_connection import (
     parse_answer,
     write_settings,
 )
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import fake_llm
 
 LOCAL = {"backend": "local", "pool_size": 0}
 LARGE = 17 << 20  # bytes: more than is kept by content

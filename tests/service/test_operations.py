@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench import fake_llm
 from mcpruntime_server.config import load_config
 from mcpruntime_server.runtime.call_journal import LedgerEntry
 from mcpruntime_server.runtime.observer import ObservedCall
@@ -31,10 +31,6 @@ from mcpruntime_server.service.metrics import MAX_TOOL_LABELS, OTHER_TOOL, Runti
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
 from ..server.conftest import upstream_entry
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import fake_llm
 
 SCRAPE_TOKEN = "scrape-only"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

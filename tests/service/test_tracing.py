@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,14 +19,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from bench import fake_llm
+
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, connect_server, parse_answer, write_settings
 from ..server.conftest import upstream_entry
 from ..upstreams import traced
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-import fake_llm
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 OTHER_TRACE = "1af7651916cd43dd8448eb211c80319c"

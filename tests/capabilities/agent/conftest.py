@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import fake_llm
+from bench.fake_llm import API_KEY
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
-
-sys.path.append(str(Path(__file__).parents[3] / "bench"))
-
-import fake_llm
-from fake_llm import API_KEY
 
 LOCAL_SANDBOX = {"backend": "local", "pool_size": 0}
 

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-import fake_llm
+from bench import fake_llm
 from mcpruntime_server.capabilities.agent.agent_loop import AnswerRejected, ProgramFinished
 from mcpruntime_server.cli.reference_agent import create_agent
 from mcpruntime_server.cli.reference_agent.reference_agent import (

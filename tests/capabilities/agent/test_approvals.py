@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import fake_llm
+from bench import fake_llm
 from tests.helpers.server_connection import connect_server, write_settings
 from tests.server.conftest import upstream_entry
 from tests.server.test_approvals import ERAS, attach, choose

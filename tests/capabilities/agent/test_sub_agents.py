@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-import fake_llm
+from bench import fake_llm
 from tests.helpers.commands import run_command
 from tests.helpers.server_connection import (
     ServerConnection,

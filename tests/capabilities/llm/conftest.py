@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[3] / "bench"))
-
-import fake_llm
+from bench import fake_llm
 
 KEY = fake_llm.API_KEY
 

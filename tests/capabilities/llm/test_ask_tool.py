@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import fake_llm
+from bench import fake_llm
 from mcpruntime_server.cli.demo.token_count import count_tokens
 from tests.helpers.server_connection import (
     ServerConnection,

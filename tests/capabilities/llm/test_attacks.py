@@ -18,8 +18,8 @@ from urllib.parse import quote
 import anyio
 import pytest
 
-import fake_llm
-from fake_llm import API_KEY
+from bench import fake_llm
+from bench.fake_llm import API_KEY
 from mcpruntime_server.capabilities.llm import model_process
 from mcpruntime_server.capabilities.llm.model_backend import ModelFailed
 from mcpruntime_server.capabilities.llm.redaction import WITHHELD_NOTICE, Redactor

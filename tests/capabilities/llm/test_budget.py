@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
-import fake_llm
+from bench import fake_llm
 from mcpruntime_server.capabilities.llm.budget import Budget
 from mcpruntime_server.capabilities.model_requests import ModelUsage
 from mcpruntime_server.config import BudgetLimits

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import fake_llm
-from fake_llm import API_KEY
+from bench import fake_llm
+from bench.fake_llm import API_KEY
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 SMALL = {"backend": "local", "pool_size": 0}

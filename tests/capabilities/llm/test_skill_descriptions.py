@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,15 +12,12 @@ from typing import Any
 import pytest
 import skills_ref
 
+from bench import fake_llm
+from bench.fake_llm import API_KEY
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 from tests.server.conftest import upstream_entry
 
 from .test_model_requests import SMALL
-
-sys.path.append(str(Path(__file__).parents[3] / "bench"))
-
-import fake_llm
-from fake_llm import API_KEY
 
 CODE = (
     "from tools.counted import add\nitem = 'SECRET PEARS'\nanswer = add(item=item)\n"

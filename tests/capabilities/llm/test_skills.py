@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ from typing import Any
 import pytest
 import skills_ref
 
+from bench import fake_llm
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
 from .test_model_requests import SMALL, settings
-
-sys.path.append(str(Path(__file__).parents[3] / "bench"))
-
-import fake_llm
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.upstreams import own_server
-from tests.upstreams.hinted import SAYS
 
 from mcpruntime_server.capabilities.tools.catalog import Catalog, ReportChange, open_catalog
 from mcpruntime_server.capabilities.tools.shim_generator import source_digest
 from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
+from tests.upstreams import own_server
+from tests.upstreams.hinted import SAYS
 
 
 @asynccontextmanager

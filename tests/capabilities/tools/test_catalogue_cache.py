@@ -16,7 +16,6 @@ from typing import Any
 import anyio
 import pytest
 from mcp import types
-from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.catalog import Catalog, ReportChange, open_catalog
 from mcpruntime_server.capabilities.tools.catalogue_cache import (
@@ -32,6 +31,7 @@ from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
 from mcpruntime_server.journal.call_scope import CallScope, enter_call_scope
+from tests.upstreams import own_server
 
 SLOW_SERVERS = ("billing", "calendar", "mail")
 QUICK_SERVERS = ("lively", "hinted", "old", "paced")

@@ -11,11 +11,11 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.input_resources import UpstreamResources, matches_template
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.errors import CallFailed, InvalidRequest
+from tests.upstreams import own_server
 
 TOKEN = "a-token-that-nobody-may-see"
 

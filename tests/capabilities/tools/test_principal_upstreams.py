@@ -16,7 +16,6 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.upstreams import FOLDER, own_server_entry
 
 from mcpruntime_server.capabilities.credential_keys import CredentialKeys, create_key, load_keys
 from mcpruntime_server.capabilities.credential_store import CredentialStore
@@ -32,6 +31,7 @@ from mcpruntime_server.config.interpolation import interpolate_upstream
 from mcpruntime_server.errors import CallFailed
 from mcpruntime_server.journal.call_scope import act_for
 from mcpruntime_server.journal.events import EncodedJson
+from tests.upstreams import FOLDER, own_server_entry
 
 SOON = 60.0  # seconds; only a test that fails waits so long
 KEYED = own_server_entry("keyed", env={"TOKEN": "${credential}"})

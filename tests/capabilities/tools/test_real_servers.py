@@ -14,13 +14,13 @@ from typing import Any
 import anyio
 import pytest
 from anyio.from_thread import BlockingPortal
-from tests.upstreams import REAL_SERVERS, own_server, real_server
 
 from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
 from mcpruntime_server.capabilities.tools.python_names import to_identifier
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.errors import CallFailed
 from mcpruntime_server.sandboxed.library import tools
+from tests.upstreams import REAL_SERVERS, own_server, real_server
 
 TOOL_COUNTS = {"git": 12, "time": 2, "excel": 46, "filesystem": 14, "memory": 9, "everything": 13}
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}

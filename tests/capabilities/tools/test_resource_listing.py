@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.resource_listing import (
     ResourceList,
@@ -19,6 +18,7 @@ from mcpruntime_server.capabilities.tools.resource_listing import (
 )
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.errors import CallFailed
+from tests.upstreams import own_server
 
 SOON = 60.0  # seconds; only a test that fails waits so long
 

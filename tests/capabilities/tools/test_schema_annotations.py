@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp.types import Tool
-from tests.upstreams.hostile import SCHEMAS, deep, wide
 
 from mcpruntime_server.capabilities.tools.schema_annotations import (
     MAX_ANNOTATION_CHARS,
@@ -22,6 +21,7 @@ from mcpruntime_server.capabilities.tools.schema_annotations import (
     describe_shape,
 )
 from mcpruntime_server.capabilities.tools.shim_generator import describe_module, render_module
+from tests.upstreams.hostile import SCHEMAS, deep, wide
 
 
 def annotation(schema: Any, types: AnnotationBuilder | None = None, root: Any = None) -> str:

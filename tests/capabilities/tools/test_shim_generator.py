@@ -17,8 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp import types
-from tests.capabilities.tools.test_schema_annotations import SCHEMA
-from tests.upstreams.hostile import ESCAPES, NAMES, TOOLS
 
 from mcpruntime_server.capabilities.tools.shim_generator import (
     MODULE_HEADER,
@@ -31,6 +29,8 @@ from mcpruntime_server.capabilities.tools.shim_generator import (
 from mcpruntime_server.capabilities.tools.signatures import format_signature
 from mcpruntime_server.capabilities.tools.tool_results import parse_text
 from mcpruntime_server.sandboxed.library import tools
+from tests.capabilities.tools.test_schema_annotations import SCHEMA
+from tests.upstreams.hostile import ESCAPES, NAMES, TOOLS
 
 GOLDEN = Path(__file__).parent / "golden" / "tracker.py.txt"
 TRACKER = [

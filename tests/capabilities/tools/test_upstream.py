@@ -13,11 +13,11 @@ from typing import Any
 import anyio
 import pytest
 import uvicorn
-from tests.upstreams import own_server
 
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
+from tests.upstreams import own_server
 
 SOON = 30.0  # seconds; only a test that fails waits so long
 

@@ -1,0 +1,96 @@
+"""Writes `docs/benchmarks.md`, its plots, and the figures in the README from result files.
+
+Rule: nobody types a figure. A section is written by a function that sees one suite's results.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .results import RESULTS_FOLDER, ROOT, SuiteResult, read_result
+
+DOCUMENT = Path("docs/benchmarks.md")
+HEAD = """\
+# Benchmarks
+
+Everything here was written by `python -m bench report` from result files; nobody typed a figure.
+A machine with other processors or a load of its own gives other times: compare the columns of a
+table with each other, not with those of another machine.
+"""
+
+WriteSection = Callable[[Sequence[SuiteResult], Path], str]  # results, and the folder for plots
+
+
+def write_report(files: Sequence[Path], into: Path | None, *, check: bool = False) -> int:
+    """Write the documents; return 1 with `check` if one was not up to date, 2 without results."""
+    from .sections import SECTIONS, readme_figures
+
+    files = files or sorted(RESULTS_FOLDER.glob("*.json"))
+    results: dict[str, list[SuiteResult]] = {}
+    for file in files:
+        try:
+            result = read_result(file)
+        except ValueError as exc:
+            print(f"{file} is no result of a suite: {exc}", file=sys.stderr)
+            return 2
+        results.setdefault(result.suite, []).append(result)
+    if not results:
+        print(f"There are no results in {RESULTS_FOLDER}: run a suite first.", file=sys.stderr)
+        return 2
+    root = into or ROOT
+    plots = root / "docs" / "benchmarks"
+    plots.mkdir(parents=True, exist_ok=True)
+    written = {name: SECTIONS[name](found, plots) for name, found in results.items()}
+    ordered = [written[name] for name in SECTIONS if name in written]
+    changed = replace_text(root / DOCUMENT, "\n".join([HEAD, *ordered]), check=check)
+    readme = root / "README.md"
+    if readme.exists():
+        text = fill_marks(readme.read_text(encoding="utf-8"), readme_figures(results))
+        changed |= replace_text(readme, text, check=check)
+    return int(check and changed)
+
+
+def replace_text(file: Path, text: str, *, check: bool) -> bool:
+    """Write a file, unless `check`; return whether its text differs."""
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return False
+    if check:
+        print(f"{file} is not what the results say.", file=sys.stderr)
+    else:
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}")
+    return True
+
+
+def fill_marks(text: str, figures: Mapping[str, str]) -> str:
+    """Return a text with new figures between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`."""
+    for name, figure in figures.items():
+        begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
+        if begin in text and end in text:
+            head, _, rest = text.partition(begin)
+            text = f"{head}{begin}{figure.strip()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def describe_run(result: SuiteResult, command: str) -> str:
+    """Return where and how a result was measured, as one paragraph."""
+    where = result.environment
+    state = ", with uncommitted changes" if where.has_uncommitted_changes else ""
+    parts = [
+        f"`{command}`",
+        f"commit {where.commit}{state}",
+        f"{where.processors} processors ({where.processor})",
+        f"load {where.load_before:g} before and {where.load_after:g} after",
+        f"Python {where.python}, mcp {where.packages.get('mcp', 'unknown')}",
+        f"seed {result.seed}",
+        result.started[:10],
+    ]
+    return f"<sub>{'; '.join(parts)}</sub>\n"
