@@ -85,19 +85,19 @@ def add_with_a_forged_signature(store: SkillStore) -> None:
 
 
 def promote_a_draft(store: SkillStore) -> None:
-    store.set_state(add(store, "mine", state="draft"), "active")
+    store.record_event(add(store, "mine", state="draft"), "promoted")
 
 
 def promote_the_version_before(store: SkillStore) -> None:
-    store.set_state(store.versions(NAME)[0], "active")
+    store.record_event(store.versions(NAME)[0], "promoted")
 
 
 def retire_the_signed_version(store: SkillStore) -> None:
-    store.set_state(store.versions(NAME)[1], "retired", ("It failed.",))
+    store.record_event(store.versions(NAME)[1], "retired", ("It failed.",))
 
 
 def quarantine_the_signed_version(store: SkillStore) -> None:
-    store.set_state(store.versions(NAME)[1], "quarantined", ("A tool has changed.",))
+    store.record_event(store.versions(NAME)[1], "tool_changed", ("A tool has changed.",))
 
 
 def retire_it_and_add(store: SkillStore) -> None:
@@ -112,25 +112,25 @@ def retire_it_and_promote_the_version_before(store: SkillStore) -> None:
 
 def edit_the_folder(store: SkillStore) -> None:
     (store.folder / "greet-all" / "skill.py").write_text(make("mine").source)
-    store.set_state(store.all_versions()[NAME][-1], "active")
+    store.record_event(store.all_versions()[NAME][-1], "promoted")
 
 
 def import_it_unsigned(store: SkillStore) -> None:
     theirs = SkillStore(store.folder.parent / "theirs")
     skill = add(theirs, "mine")
     imported, _ = import_archive(store, pack_skill(skill, theirs.read_files(skill)), ())
-    store.set_state(imported, "active")
+    store.record_event(imported, "promoted")
 
 
 def import_it_signed_by_a_stranger(store: SkillStore) -> None:
     theirs = SkillStore(store.folder.parent / "theirs")
     skill = add(theirs, "mine", STRANGER)
     imported, _ = import_archive(store, pack_skill(skill, theirs.read_files(skill)), ())
-    store.set_state(imported, "active")
+    store.record_event(imported, "promoted")
 
 
 def sign_a_retired_draft(store: SkillStore) -> None:
-    store.set_state(add(store, "mine", STRANGER, state="draft"), "retired", ("By hand.",))
+    store.record_event(add(store, "mine", STRANGER, state="draft"), "retired", ("By hand.",))
     add(store, "mine too", STRANGER)
 
 
@@ -173,7 +173,7 @@ def test_a_version_with_the_same_or_a_trusted_key_replaces_it(
 
 def test_a_person_may_replace_it_and_then_others_may(store: SkillStore) -> None:
     draft = add(store, "mine", state="draft")
-    store.set_state(draft, "active", replaces_signed=True)
+    store.record_event(draft, "promoted", replaces_signed=True)
     assert in_use(store) == 3
     add(store, "more")
     assert in_use(store) == 4
@@ -187,7 +187,7 @@ def test_an_unsigned_skill_cannot_be_taken_over_with_a_signature(tmp_path: Path)
     signed = add(theirs, "plain", STRANGER)
     assert signed.digest == skill.digest
     import_archive(store, pack_skill(signed, theirs.read_files(signed)), ())
-    store.set_state(add(store, "drafted", STRANGER, state="draft"), "retired", ("By hand.",))
+    store.record_event(add(store, "drafted", STRANGER, state="draft"), "retired", ("By hand.",))
     add(store, "next")
     assert in_use(store) == 3
 

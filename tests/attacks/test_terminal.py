@@ -208,7 +208,7 @@ def make_names_hostile(folder: Path) -> str:
         rows.execute("UPDATE runs SET status = ? WHERE session_id = ?", (text, fork))
     store = SkillStore(folder / "skills_store")
     skill = store.all_versions()["shout"][-1]
-    store.set_state(skill, "quarantined", (HOSTILE, "x" * 1_000_000))
+    store.record_event(skill, "tool_changed", (HOSTILE, "x" * 1_000_000))
     (folder / "skills_store" / FILE_NAME).mkdir()
     return str(fork)
 

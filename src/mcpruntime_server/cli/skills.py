@@ -204,7 +204,7 @@ def promote_command(config: Config, *, name: str, principal: str, replace_signed
     if skill.is_active:
         raise InvalidRequest(f"{skill.id} is in use already.")
     check = partial(
-        check_versions, config, principal, [skill], may_revive=True, replaces_signed=replace_signed
+        check_versions, config, principal, [skill], is_promoted=True, replaces_signed=replace_signed
     )
     return report_checked(run_until_signal(check))
 
@@ -217,7 +217,7 @@ def retire_command(config: Config, *, name: str, principal: str) -> int:
     """Take a version out of use; code can still import exactly this version."""
     store = open_store(config, principal)
     skill = pick_own_version(store, name)
-    skill = store.set_state(skill, "retired", (RETIRED_REASON,))
+    skill = store.record_event(skill, "retired", (RETIRED_REASON,))
     print_text(f"{skill.id} is retired. skills.{skill.name}.v{skill.version} still imports it.")
     if other := active_skills(store.all_versions()).get(skill.name):
         print_text(f"{other.id} is in use now.")
@@ -231,7 +231,7 @@ async def check_versions(
     principal: str,
     skills: list[Skill],
     *,
-    may_revive: bool = False,
+    is_promoted: bool = False,
     replaces_signed: bool = False,
 ) -> list[Skill]:
     """Return the versions as they are after the gate; starts the upstreams that they use."""
@@ -247,7 +247,7 @@ async def check_versions(
         console = create_console(sys.stderr)
         tracked = track(skills, "checking", console=console, disable=not console.is_terminal)
         saver = app.find_saver(principal)
-        recheck = partial(saver.recheck, may_revive=may_revive, replaces_signed=replaces_signed)
+        recheck = partial(saver.recheck, is_promoted=is_promoted, replaces_signed=replaces_signed)
         return [await recheck(skill) for skill in tracked]
 
 

@@ -47,9 +47,9 @@ def test_the_folder_shows_the_newest_active_version(store: SkillStore) -> None:
     second = add(store, n=2, state="draft")
     shown = store.folder / "greet-all" / "skill.py"
     assert shown.read_text() == first.source
-    store.set_state(second, "active")
+    store.record_event(second, "promoted")
     assert shown.read_text() == second.source
-    store.set_state(second, "quarantined", ("A tool has changed.",))
+    store.record_event(second, "tool_changed", ("A tool has changed.",))
     assert shown.read_text() == first.source
     assert [each.state for each in store.versions("greet_all")] == ["active", "quarantined"]
 

@@ -124,7 +124,7 @@ def test_versions_that_are_not_in_use_are_not_there_for_others(stores: SkillStor
     with pytest.raises(NotFound) as missing:
         pick_version(stores.of_principal("bob").visible_versions(), "greet@3")
     assert str(unused.value).replace("2", "3") == str(missing.value)
-    stores.of_principal("ann").set_state(first, "retired", (SECRET,))
+    stores.of_principal("ann").record_event(first, "retired", (SECRET,))
     assert seen(stores, "bob") == {}
 
 

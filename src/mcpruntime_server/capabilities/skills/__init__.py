@@ -3,6 +3,6 @@
 A skill is a folder of the Agent Skills standard and a Python module. `saving` makes skills:
 `extraction` turns recorded runs into a function (`slicing` selects the statements, `parameters` the
 literals that become parameters), `lint` refuses what cannot be a skill, and `gate` tests it in a
-clean sandbox. `store` keeps all versions of a principal's skills, `store_registry` knows which ones
-others may use, and `library` finds them.
+clean sandbox. `store` keeps all versions of a principal's skills and knows which ones others may
+use, and `library` finds them.
 """

@@ -29,7 +29,7 @@ from ...errors import (
 from ...journal.call_scope import find_call_scope
 from ...journal.store import Journal
 from .guides import Guide, GuideFolders, read_guide_files
-from .model import Skill, SkillState, active_skills, pick_version
+from .model import Skill, SkillEvent, active_skills, pick_version
 from .search_index import SkillIndex
 from .signing import is_signed_by
 from .store import SkillStore
@@ -162,25 +162,25 @@ class SkillLibrary:
             is_signed = is_signed_by(skill, {skill.signer_key})
             record = find_record(records, skill)
             if reason := retirement_reason(record, skill.saved_at, is_signed=is_signed):
-                retired.append(await self.set_state(skill, "retired", (reason,)))
+                retired.append(await self.record_event(skill, "retired", (reason,)))
         return retired
 
     # changing -------------------------------------------------------------------------------------
 
-    async def set_state(
+    async def record_event(
         self,
         skill: Skill,
-        state: SkillState,
+        event: SkillEvent,
         reasons: tuple[str, ...] = (),
         tool_digests: Mapping[str, str] | None = None,
         *,
         replaces_signed: bool = False,
     ) -> Skill:
-        """Change the state of an own version as the store allows, and return it."""
+        """Change an own version as an event says and the store allows, and return it."""
         change = partial(
-            self.store.set_state,
+            self.store.record_event,
             skill,
-            state,
+            event,
             reasons,
             tool_digests,
             replaces_signed=replaces_signed,
@@ -272,7 +272,7 @@ class SkillLibrary:
         reason = f"{', '.join(changed)} has changed since it was checked: {command}."
         if skill.owner != self.principal:
             return replace(skill, state="quarantined", reasons=(reason,))
-        return await self.set_state(skill, "quarantined", (reason,))
+        return await self.record_event(skill, "tool_changed", (reason,))
 
 
 async def retire_unused_skills(

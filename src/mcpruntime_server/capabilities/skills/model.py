@@ -37,6 +37,21 @@ MAX_INPUT_BYTES = 500_000  # of an input in a recorded case
 INPUT_KEY = "$input"  # of a recorded argument that is an input, with its name and text
 
 SkillState = Literal["draft", "active", "quarantined", "retired"]
+# A check has passed or failed, a tool has other schemas, a person promotes what has passed, or a
+# person, failures or disuse take a version out of use.
+SkillEvent = Literal["passed", "failed", "tool_changed", "promoted", "retired"]
+# A version keeps its state after any other event.
+TRANSITIONS: Mapping[SkillState, Mapping[SkillEvent, SkillState]] = {
+    "draft": {"passed": "active", "promoted": "active", "retired": "retired"},
+    "active": {
+        "passed": "active",
+        "failed": "quarantined",
+        "tool_changed": "quarantined",
+        "retired": "retired",
+    },
+    "quarantined": {"passed": "active", "promoted": "active", "retired": "retired"},
+    "retired": {"promoted": "active"},
+}
 STATE_WORDS = {"draft": "a draft", "active": "in use"}  # in sentences, where they differ
 
 

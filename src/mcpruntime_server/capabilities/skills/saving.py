@@ -37,6 +37,7 @@ from .model import (
     RecordedCase,
     RecordedStep,
     Skill,
+    SkillEvent,
     VersionsByName,
     make_input_value,
 )
@@ -186,11 +187,11 @@ class SkillSaver:
             return await self._save(extract, session=run.session_id, skips_gate=duplicate is None)
 
     async def recheck(
-        self, skill: Skill, *, may_revive: bool = False, replaces_signed: bool = False
+        self, skill: Skill, *, is_promoted: bool = False, replaces_signed: bool = False
     ) -> Skill:
         """Test a version again, which may be edited or whose tools may have changed.
 
-        Return it with its new state. A retired version stays retired, unless it `may_revive`.
+        Return it with its new state. A person puts one in use that `is_promoted`, retired or not.
         `replaces_signed` is a person's word that it may take the place of a signed version.
         """
         async with self._lock:
@@ -201,18 +202,16 @@ class SkillSaver:
             except SkillRefused as exc:
                 reasons = (str(exc),)
             if reasons:
-                state = "quarantined" if skill.state == "active" else skill.state
                 if skill.origin == "edit" and skill.cases:
                     reasons = (*reasons, EDIT_REMEDY)
-                return await self.library.set_state(skill, state, reasons)
-            if skill.state == "retired" and not may_revive:
-                return skill
+                return await self.library.record_event(skill, "failed", reasons)
             digests = {
                 tool: self.library.tool_digest(tool) or checked_digest
                 for tool, checked_digest in skill.tool_digests.items()
             }
-            return await self.library.set_state(
-                skill, "active", (), digests, replaces_signed=replaces_signed
+            event: SkillEvent = "promoted" if is_promoted else "passed"
+            return await self.library.record_event(
+                skill, event, (), digests, replaces_signed=replaces_signed
             )
 
     # steps and cases ------------------------------------------------------------------------------

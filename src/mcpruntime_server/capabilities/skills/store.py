@@ -39,7 +39,7 @@ from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused, U
 from ...journal.principals import principal_file_name
 from ...journal.rows import LOCAL_PRINCIPAL
 from ..atomic_files import write_atomically
-from .model import Skill, SkillState
+from .model import TRANSITIONS, Skill, SkillEvent
 from .signing import find_replaced_versions, succession_problem
 from .skill_names import name_problem, to_slug
 from .version_files import (
@@ -257,22 +257,25 @@ class SkillStore:
             if age_s > STAGING_LIFETIME_S and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
 
-    def set_state(
+    def record_event(
         self,
         skill: Skill,
-        state: SkillState,
+        event: SkillEvent,
         reasons: tuple[str, ...] = (),
         tool_digests: Mapping[str, str] | None = None,
         *,
         replaces_signed: bool = False,
     ) -> Skill:
-        """Change the state of a version, and return it; raises `NotFound`.
+        """Change a version as an event and its reasons say, and return it; raises `NotFound`.
 
         A version that may not be put in use keeps its state and gets the reason, unless a person
         said that it `replaces_signed` ones.
         """
         with self._lock():
             current = self._find_version(skill)
+            state = TRANSITIONS[current.state].get(event, current.state)
+            if event not in TRANSITIONS[current.state] and not reasons:
+                return current
             problem = ""
             if state == "active" and not current.is_active and not replaces_signed:
                 problem = self._succession_problem(current)
