@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.commands import run_command
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.shared_skills import OwnSessions, remove_skills
 from .conftest import upstream_entry
 
 IMPORT = "from tools.counted import add\n"
@@ -29,10 +30,18 @@ def settings(folder: Path, **sections: Any) -> Path:
     return write_settings(folder, sandbox=SMALL, **{"mcpServers": upstreams, **sections})
 
 
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ServerConnection]:
-    async with connect_server(settings(tmp_path)) as server:
+@pytest.fixture(scope="module")
+async def shared_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[ServerConnection]:
+    async with connect_server(settings(tmp_path_factory.mktemp("harm"))) as server:
         yield server
+
+
+@pytest.fixture
+def server(shared_server: ServerConnection, request: pytest.FixtureRequest) -> ServerConnection:
+    remove_skills(store_folder(shared_server))
+    return OwnSessions(shared_server, request.node.name)
 
 
 async def save_run(server: ServerConnection, code: str, name: str) -> dict[str, Any]:
@@ -96,7 +105,7 @@ async def test_cases_that_are_too_large_are_refused(server: ServerConnection) ->
     answer = await save_run(server, code, "large")
     assert "The recorded case has 1," in answer["error"]
     assert "Run it on less data" in answer["error"]
-    assert not store_folder(server).exists() or not any(store_folder(server).rglob("skill.py"))
+    assert not any(store_folder(server).rglob("skill.py"))
 
 
 async def test_a_skill_whose_dependency_is_missing_names_it(server: ServerConnection) -> None:
@@ -237,4 +246,4 @@ async def test_invalid_names_are_refused_before_anything_is_written(
         result = await server.client.call_tool(tool, arguments)
         assert result.is_error
         assert "cannot name a skill" in getattr(result.content[0], "text", "")
-    assert not store_folder(server).exists()
+    assert not any(store_folder(server).rglob("skill.*"))

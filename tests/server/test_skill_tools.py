@@ -6,7 +6,6 @@ The tests share a server. Each begins with an empty store and has sessions of it
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
@@ -18,31 +17,13 @@ import pytest
 import skills_ref
 from mcp.types import CallToolResult
 
-from ..helpers.server_connection import (
-    ServerConnection,
-    ToolAnswer,
-    connect_server,
-    write_settings,
-)
+from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 from ..helpers.server_killing import KillableServer, ServerKilled, start_ready_server
+from ..helpers.shared_skills import OwnSessions, remove_skills
 from .conftest import upstream_entry
 from .test_resume import until
 
 IMPORT = "from tools.counted import add\n"
-
-
-class OwnSessions(ServerConnection):
-    """A server whose sessions have a prefix, so that no other test has used them."""
-
-    def __init__(self, shared: ServerConnection, prefix: str) -> None:
-        super().__init__(shared.client, shared.data_dir)
-        self._prefix = prefix
-
-    async def run(self, code: str, session: str | None = None, **more: Any) -> ToolAnswer:
-        return await super().run(code, self._prefix + (session or "main"), **more)
-
-    async def replay(self, action: str, session: str | None = None, **more: Any) -> ToolAnswer:
-        return await super().replay(action, self._prefix + (session or "main"), **more)
 
 
 class World:
@@ -92,13 +73,8 @@ async def shared_world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 def world(shared_world: World, request: pytest.FixtureRequest) -> World:
     folder = shared_world.folder
     (folder / "added").unlink(missing_ok=True)
-    for path in shared_world.store.glob("[a-z]*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    prefix = f"{abs(hash(request.node.name))}-"
-    return World(OwnSessions(shared_world.server, prefix), folder)
+    remove_skills(shared_world.store)
+    return World(OwnSessions(shared_world.server, request.node.name), folder)
 
 
 # saving and using ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import io
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mcpruntime_server.capabilities.skills.model import RecordedCase, Skill
 from mcpruntime_server.capabilities.skills.signing import (
     create_signature,
     describe_signature,
-    is_signature_valid,
+    has_valid_signature,
     load_or_create_key,
     public_key_hex,
 )
@@ -228,7 +229,7 @@ def test_a_signature_of_other_content_is_refused(
         (create_signature(skill, key), "00" * 32),
         ("", "x"),
     ):
-        assert not is_signature_valid("double", skill.digest, signature, signer)
+        assert not has_valid_signature(replace(skill, signature_hex=signature, signer_key=signer))
 
 
 def test_a_key_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:

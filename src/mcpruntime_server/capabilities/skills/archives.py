@@ -19,7 +19,7 @@ from ...errors import SkillRefused
 from .guides import parse_front_matter
 from .lint import check_skill
 from .model import Skill
-from .signing import is_signature_valid
+from .signing import has_valid_signature
 from .skill_names import to_slug
 from .source import to_one_line
 from .store import SkillStore
@@ -80,7 +80,7 @@ def import_archive(
             f"The folder {slug}, {SKILL_FILE} and {MANIFEST_FILE} have different names."
         )
     signature, signer_key = theirs.signature_hex, theirs.signer_key
-    if signature and not is_signature_valid(theirs.name, theirs.digest, signature, signer_key):
+    if signature and not has_valid_signature(theirs):
         raise SkillRefused(
             "The signature is wrong: the skill was changed, or another one was signed."
         )

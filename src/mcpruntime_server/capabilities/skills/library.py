@@ -31,7 +31,7 @@ from ...journal.store import Journal
 from .guides import Guide, GuideFolders, read_guide_files
 from .model import Skill, SkillEvent, active_skills, pick_version
 from .search_index import SkillIndex
-from .signing import is_signed_by
+from .signing import has_valid_signature
 from .store import SkillStore
 from .usage import UsageRecord, UsageRecords, count_uses, retirement_reason
 from .version_files import FileContents, without_manifest
@@ -159,7 +159,7 @@ class SkillLibrary:
         for skill in active_skills(await self.all_versions()).values():
             if skill.owner != self.principal:
                 continue
-            is_signed = is_signed_by(skill, {skill.signer_key})
+            is_signed = has_valid_signature(skill)
             record = find_record(records, skill)
             if reason := retirement_reason(record, skill.saved_at, is_signed=is_signed):
                 retired.append(await self.record_event(skill, "retired", (reason,)))

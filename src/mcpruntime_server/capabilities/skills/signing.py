@@ -70,21 +70,21 @@ def public_key_hex(key: Ed25519PrivateKey) -> str:
 
 def create_signature(skill: Skill, key: Ed25519PrivateKey) -> str:
     """Return the signature of a version, in hex."""
-    return key.sign(_signed_message(skill.name, skill.digest)).hex()
+    return key.sign(_signed_message(skill)).hex()
 
 
-def _signed_message(name: str, digest: str) -> bytes:
-    return f"{PURPOSE}\n{name}\n{digest}\n".encode()
+def _signed_message(skill: Skill) -> bytes:
+    return f"{PURPOSE}\n{skill.name}\n{skill.digest}\n".encode()
 
 
-def is_signature_valid(name: str, digest: str, signature_hex: str, signer_key: str) -> bool:
-    """Return whether the key `signer_key`, in hex, made this signature of a version."""
+def has_valid_signature(skill: Skill) -> bool:
+    """Return whether the key that a version names, in hex, has signed its name and its files."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer_key))
-        key.verify(bytes.fromhex(signature_hex), _signed_message(name, digest))
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(skill.signer_key))
+        key.verify(bytes.fromhex(skill.signature_hex), _signed_message(skill))
     except (ValueError, InvalidSignature):
         return False
     return True
@@ -94,7 +94,7 @@ def describe_signature(skill: Skill, trusted_keys: Collection[str]) -> str:
     """Return in a few words who signed a version."""
     if not skill.signature_hex:
         return "not signed"
-    if not is_signature_valid(skill.name, skill.digest, skill.signature_hex, skill.signer_key):
+    if not has_valid_signature(skill):
         return "the signature is WRONG"
     is_trusted = skill.signer_key in trusted_keys
     signer = "a trusted key" if is_trusted else "a key that is not trusted"
@@ -106,9 +106,7 @@ def describe_signature(skill: Skill, trusted_keys: Collection[str]) -> str:
 
 def is_signed_by(skill: Skill, keys: Collection[str]) -> bool:
     """Return whether one of `keys` has signed a version."""
-    return skill.signer_key in keys and is_signature_valid(
-        skill.name, skill.digest, skill.signature_hex, skill.signer_key
-    )
+    return skill.signer_key in keys and has_valid_signature(skill)
 
 
 def find_protected_version(versions: Sequence[Skill]) -> Skill | None:
@@ -118,7 +116,7 @@ def find_protected_version(versions: Sequence[Skill]) -> Skill | None:
     person has decided so. `versions` are in order.
     """
     for skill in reversed(versions):
-        if skill.was_in_use and is_signed_by(skill, {skill.signer_key}):
+        if skill.was_in_use and has_valid_signature(skill):
             return skill
         if skill.is_active:
             return None
@@ -145,7 +143,7 @@ def find_replaced_versions(
     skill: Skill, versions: Sequence[Skill], trusted_keys: Collection[str]
 ) -> list[Skill]:
     """Return the older versions in use that must not come back when a signed one is retired."""
-    if not skill.is_active or not is_signed_by(skill, {skill.signer_key}):
+    if not skill.is_active or not has_valid_signature(skill):
         return []
     keys = {skill.signer_key, *trusted_keys}
     older = [each for each in versions if each.version < skill.version and each.is_active]
