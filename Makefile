@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance openapi deployment-tools demo test test-all lint check attack fuzz coverage bench load bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance openapi deployment-tools browser demo test test-all lint check attack fuzz coverage bench load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -35,10 +35,13 @@ openapi: setup
 deployment-tools:
 	@scripts/deployment-tools
 
+browser:
+	@scripts/test-browser
+
 demo: image upstreams
 	@$(BIN)/mcpruntime-server demo
 
-test: image upstreams agents conformance openapi deployment-tools lint check
+test: image upstreams agents conformance openapi deployment-tools browser lint check
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
@@ -66,7 +69,7 @@ MINUTES := 10
 fuzz: setup
 	$(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
-coverage: image upstreams agents conformance openapi deployment-tools
+coverage: image upstreams agents conformance openapi deployment-tools browser
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered
 

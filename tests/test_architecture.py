@@ -38,10 +38,13 @@ TABLE: Mapping[str, frozenset[str]] = {
     | {"runtime", "capabilities"}
     | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
     "service": RECORDS | {"capabilities", "runtime", "server"},
-    "app": RECORDS | CAPABILITY_ROOMS | {"sandbox", "capabilities", "runtime", "server", "service"},
+    "viewer": RECORDS | {"capabilities", "capabilities.skills", "runtime", "server", "service"},
+    "app": RECORDS
+    | CAPABILITY_ROOMS
+    | {"sandbox", "capabilities", "runtime", "server", "service", "viewer"},
     "cli": RECORDS
     | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
-    | {"runtime", "server", "service", "app"},
+    | {"runtime", "server", "service", "viewer", "app"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

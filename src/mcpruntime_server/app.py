@@ -19,7 +19,7 @@ from contextlib import (
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
@@ -84,7 +84,12 @@ from .server.mcp_server import build_mcp_server
 from .server.question_pages import max_question_chars
 from .server.run_starter import RunStarter
 from .server.stdio_transport import open_stdio_streams
-from .service.access_tokens import TokenStore
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+    from .service.authentication import Authentication, TokenSource
+    from .viewer.browser_logins import BrowserLogins
 
 FILES_PREFIX = "files"  # of calls that export files
 UPLOADS_PREFIX = "uploads"  # of calls that bring the content of such files
@@ -539,16 +544,28 @@ async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
 
 
 async def serve_http(
-    config: Config, is_stopping: anyio.Event, listener: socket.socket, tokens: TokenStore | None
+    config: Config,
+    is_stopping: anyio.Event,
+    listener: socket.socket,
+    tokens: TokenSource | None,
+    logins: BrowserLogins | None = None,
+    *,
+    resume_runs: bool = True,
 ) -> None:
-    """Serve MCP over HTTP until `is_stopping` is set; without `tokens`, to everybody."""
+    """Serve MCP, the HTTP API and the viewer until `is_stopping` is set.
+
+    Without `tokens`, everybody is served. `logins` are the browsers that are logged in.
+    """
     from .service.api_services import ApiServices  # which stdio does not need
     from .service.credential_pages import find_page_url
     from .service.http_service import serve_http as serve
     from .service.metrics import RuntimeMetrics, create_registry
     from .service.operations import Operations
+    from .viewer.browser_logins import BrowserLogins
+    from .viewer.page_routes import build_page_routes
 
     registry = create_registry()
+    logins = logins or BrowserLogins()
 
     def create_observers(catalog: Catalog) -> Sequence[RuntimeObserver]:
         metrics = RuntimeMetrics(registry, catalog.name_target)
@@ -563,6 +580,7 @@ async def serve_http(
         open_traces(config) as traces,
         open_app(
             config,
+            resume_runs=resume_runs,
             create_observers=create_observers,
             credentials_url=find_page_url(config.http, listener),
         ) as app,
@@ -588,7 +606,26 @@ async def serve_http(
             app.catalog.package_names,
             is_stopping,
         )
-        await serve(open_mcp_server, api, config.http, listener, tokens, operations, is_stopping)
+
+        def build_pages(authentication: Authentication) -> Sequence[BaseRoute]:
+            def find_library(principal: str) -> SkillLibrary:
+                return app.find_saver(principal).library
+
+            has_tokens = tokens is not None
+            return build_page_routes(
+                api, find_library, logins, authentication, needs_token=has_tokens
+            )
+
+        await serve(
+            open_mcp_server,
+            api,
+            config.http,
+            listener,
+            tokens,
+            operations,
+            is_stopping,
+            build_pages,
+        )
         tasks.cancel_scope.cancel()
 
 

@@ -55,6 +55,7 @@ def serve_command(config: Config, *, host: str | None, port: int | None, no_auth
     """
     from ..app import serve_http
     from ..service.access_tokens import TokenStore
+    from ..viewer.browser_logins import BrowserLogins
 
     http = replace(
         config.http,
@@ -71,7 +72,8 @@ def serve_command(config: Config, *, host: str | None, port: int | None, no_auth
         tokens = None if no_auth else TokenStore(config.server.data_dir)
         configure_logging(config)
         print_address(config, address, number, tokens)
-        serve_until_signal(serve_http, replace(config, http=http), listener, tokens)
+        logins = BrowserLogins()
+        serve_until_signal(serve_http, replace(config, http=http), listener, tokens, logins)
     return 0
 
 

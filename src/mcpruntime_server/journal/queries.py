@@ -1,4 +1,4 @@
-"""Read the tables: every statement that reads rows, except those of retention.
+"""Read the tables: every statement that reads rows, except those of retention and `overviews`.
 
 Each function takes a connection, blocks until it has the result, and lets `sqlite3.Error` pass.
 A session that is being imported or removed has the purpose `partial` and is invisible here.
@@ -70,6 +70,18 @@ SELECT_SESSION_EVENTS = f"""
         AND sequence <= coalesce((SELECT last FROM bounds), 9223372036854775807)
         AND (?3 IS NULL OR run_id = ?3) AND (?5 IS NULL OR kind = ?5)
     ORDER BY sequence LIMIT ?4"""  # noqa: S608 - made of constants
+SELECT_RUN_PARTS = f"""
+    WITH bounds (first, last) AS (
+        SELECT first_sequence, CASE WHEN last_sequence IS NOT NULL
+            THEN max(last_sequence, coalesce(files_sequence, 0)) END
+        FROM runs WHERE id = ?2
+    )
+    {SELECT_EVENTS}
+    WHERE session_id = ?1
+        AND sequence >= coalesce((SELECT first FROM bounds), 0)
+        AND sequence <= coalesce((SELECT last FROM bounds), 9223372036854775807)
+        AND run_id = ?2 AND kind NOT IN ('output_written', 'clocks_read')
+    ORDER BY sequence"""  # noqa: S608 - made of constants
 SELECT_LINEAGE_FILES = f"""
     {WITH_LINEAGE} {SELECT_EVENTS}
     JOIN runs ON events.session_id = runs.session_id AND events.run_id = runs.id

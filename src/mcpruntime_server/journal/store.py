@@ -574,21 +574,33 @@ class Journal:
         )
 
     async def scan_run_events(
-        self, run_id: str, after: int, work: Callable[[RunRow, Iterator[StoredEvent]], T]
+        self,
+        run_id: str,
+        after: int,
+        work: Callable[[RunRow, Iterator[StoredEvent]], T],
+        event_type: type[Event] | None = None,
     ) -> T:
         """Run `work` in a worker thread on a run and its events with numbers above `after`.
 
-        The iterator loads no more than `work` takes. Damaged events are left out. Raises
-        `NotFound`.
+        `event_type` selects the events of one type. The iterator loads no more than `work` takes.
+        Damaged events are left out. Raises `NotFound`.
         """
+        kind = None if event_type is None else KIND_BY_CLASS[event_type]
 
         def scan(rows: Connection) -> T:
             run = queries.load_run(rows, run_id)
-            values = (run.session_id, after, run_id, -1, None)
+            values = (run.session_id, after, run_id, -1, kind)
             query = queries.SELECT_SESSION_EVENTS
             return work(run, queries.iter_events(rows, self.blobs, query, values, []))
 
         return await self.read(scan)
+
+    async def load_run_parts(self, row: RunRow, damage: list[str]) -> list[StoredEvent]:
+        """Return the events of a run, apart from output and clock readings; report damage."""
+        query, values = queries.SELECT_RUN_PARTS, (row.session_id, row.id)
+        return await self.read(
+            lambda rows: queries.load_events(rows, self.blobs, query, values, damage)
+        )
 
     async def load_open_calls(self, run_id: str, until: int) -> dict[int, str]:
         """Return the targets of the calls in a run's ledger that are open after event `until`."""

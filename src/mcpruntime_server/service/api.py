@@ -224,19 +224,28 @@ INSPECTION_ROUTES: tuple[ApiRoute[InspectionApi], ...] = (
 API_ROUTES: tuple[ApiRoute[Any], ...] = (*RUN_ROUTES, *SESSION_ROUTES, *INSPECTION_ROUTES)
 
 
+def bind_api_handlers(services: ApiServices) -> list[tuple[ApiRoute[Any], Handler]]:
+    """Return every route with its handler, whose typed errors become problem documents."""
+    runs, sessions, inspection = RunApi(services), SessionApi(services), InspectionApi(services)
+    bound: list[tuple[ApiRoute[Any], Handler]] = [
+        *((each, partial(each.handler, runs)) for each in RUN_ROUTES),
+        *((each, partial(each.handler, sessions)) for each in SESSION_ROUTES),
+        *((each, partial(each.handler, inspection)) for each in INSPECTION_ROUTES),
+    ]
+    return [(each, answer_errors(handler)) for each, handler in bound]
+
+
 def build_api_routes(services: ApiServices, authentication: Authentication) -> list[Route]:
     """Return the routes for the application, each for those alone who may use it."""
     document = OpenApiDocument(API_ROUTES, services.config.sandbox.max_timeout_s)
-    bound: list[tuple[ApiRoute[Any], Handler]] = [
-        *((each, partial(each.handler, RunApi(services))) for each in RUN_ROUTES),
-        *((each, partial(each.handler, SessionApi(services))) for each in SESSION_ROUTES),
-        *((each, partial(each.handler, InspectionApi(services))) for each in INSPECTION_ROUTES),
-        (document.route, partial(document.route.handler, document)),
+    bound = [
+        *bind_api_handlers(services),
+        (document.route, answer_errors(partial(document.route.handler, document))),
     ]
     return [
         Route(
             each.path,
-            authentication.protect(answer_errors(handler), each.scopes),
+            authentication.protect(handler, each.scopes),
             methods=[each.method],
             name=each.name,
         )

@@ -12,7 +12,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from math import ceil
-from typing import cast
+from typing import Protocol, cast
 
 import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -36,7 +36,7 @@ from ..config import HttpSettings
 from ..config.scopes import DEFAULT_SCOPES, Scope, order_scopes
 from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
 from ..journal.call_scope import act_for
-from .access_tokens import TOKEN_PREFIX, TokenStore, digest
+from .access_tokens import TOKEN_PREFIX, AccessToken, digest
 from .callers import LOCAL_CALLER, Caller
 from .issuer_tokens import IssuerTokens
 from .problems import build_problem, problem_response
@@ -48,6 +48,14 @@ MAX_KNOWN_TOKENS = 10_000
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
+
+
+class TokenSource(Protocol):
+    """What knows the access tokens of a server."""
+
+    def find_token(self, text: str) -> AccessToken | None:
+        """Return what is kept of a token that is valid now; raises `Unavailable`."""
+        ...
 
 
 def find_caller(scope: RequestScope) -> Caller:
@@ -63,7 +71,7 @@ def find_principal(scope: RequestScope) -> str:
 class Authentication:
     """What stands between the network and the routes; without tokens nobody is asked."""
 
-    def __init__(self, tokens: TokenStore | None, settings: HttpSettings) -> None:
+    def __init__(self, tokens: TokenSource | None, settings: HttpSettings) -> None:
         self._tokens = tokens
         self._oauth = settings.oauth
         self._issuer_tokens = IssuerTokens(settings.oauth) if settings.oauth.issuer else None
@@ -92,14 +100,22 @@ class Authentication:
         )
         return [*routes, *at_root]
 
-    def protect(self, endpoint: Endpoint, scopes: Sequence[Scope] = ()) -> ASGIApp:
+    def protect(
+        self,
+        endpoint: Endpoint,
+        scopes: Sequence[Scope] = (),
+        refuse: Callable[[McpRuntimeError], Response] | None = None,
+    ) -> ASGIApp:
         """Return `endpoint` for those alone who have a valid token with all of `scopes`.
 
-        `endpoint` is an ASGI application, or a function from a request to a response.
+        `endpoint` is an ASGI application, or a function from a request to a response. `refuse`
+        makes the responses for all others.
         """
         if inspect.isfunction(endpoint) or inspect.ismethod(endpoint):
             endpoint = request_response(endpoint)
-        return ProtectedEndpoint(self, cast("ASGIApp", endpoint), frozenset(scopes))
+        return ProtectedEndpoint(
+            self, cast("ASGIApp", endpoint), frozenset(scopes), refuse or self.refuse
+        )
 
     async def identify(self, scope: RequestScope) -> Caller:
         """Return who sends a request; raises `InvalidToken`, `RateLimited`, `Unavailable`."""
@@ -118,7 +134,7 @@ class Authentication:
         self.limits.count_request(caller.principal, scope)
         return caller
 
-    async def _find_caller(self, tokens: TokenStore, token: str) -> Caller:
+    async def _find_caller(self, tokens: TokenSource, token: str) -> Caller:
         if self._issuer_tokens is not None and not token.startswith(f"{TOKEN_PREFIX}_"):
             return await self._issuer_tokens.find_caller(token)
         if tokens.is_current:  # in a flood of requests, threads take most of the time
@@ -162,9 +178,14 @@ class ProtectedEndpoint:
     """An endpoint that only those reach who may."""
 
     def __init__(
-        self, authentication: Authentication, endpoint: ASGIApp, scopes: frozenset[Scope]
+        self,
+        authentication: Authentication,
+        endpoint: ASGIApp,
+        scopes: frozenset[Scope],
+        refuse: Callable[[McpRuntimeError], Response],
     ) -> None:
         self._authentication = authentication
+        self._refuse = refuse
         self._endpoint = endpoint
         self._scopes = scopes
 
@@ -187,7 +208,7 @@ class ProtectedEndpoint:
         except McpRuntimeError as exc:
             if has_started:
                 raise
-            await self._authentication.refuse(exc)(scope, receive, send)
+            await self._refuse(exc)(scope, receive, send)
 
 
 def read_bearer_token(scope: RequestScope) -> str:

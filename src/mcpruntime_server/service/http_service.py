@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import anyio
 import uvicorn
@@ -16,10 +16,9 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 
 from ..config import HttpSettings
-from .access_tokens import TokenStore
 from .api import build_api_routes
 from .api_services import ApiServices
-from .authentication import Authentication
+from .authentication import Authentication, TokenSource
 from .credential_pages import CredentialPages
 from .http_connections import (
     KEEP_ALIVE_S,
@@ -79,11 +78,15 @@ async def serve_http(
     api: ApiServices,
     settings: HttpSettings,
     listener: socket.socket,
-    tokens: TokenStore | None,
+    tokens: TokenSource | None,
     operations: Operations,
     is_stopping: anyio.Event,
+    build_pages: Callable[[Authentication], Sequence[BaseRoute]] = lambda _: (),
 ) -> None:
-    """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`."""
+    """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`.
+
+    `build_pages` returns the routes for browsers.
+    """
     allow_many_files()
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
@@ -95,6 +98,7 @@ async def serve_http(
             *CredentialPages(
                 api.config, authentication, needs_token=tokens is not None
             ).build_routes(),
+            *build_pages(authentication),
         ]
         server = HttpServer(
             uvicorn.Config(

@@ -32,7 +32,11 @@ def allowed_headers(settings: HttpSettings) -> TransportSecuritySettings:
     public = [host for host in (urlsplit(settings.oauth.resource).netloc,) if host]
     return TransportSecuritySettings(
         allowed_hosts=[*hosts, *LOOPBACK_HOSTS, *public, *settings.allowed_hosts],
-        allowed_origins=[*(f"http://{host}" for host in hosts), *settings.allowed_origins],
+        allowed_origins=[
+            *(f"http://{host}" for host in hosts),
+            *(f"https://{host}" for host in (*public, *settings.allowed_hosts)),
+            *settings.allowed_origins,
+        ],
     )
 
 

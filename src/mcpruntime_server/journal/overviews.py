@@ -1,0 +1,243 @@
+"""Read what people look at: lists of sessions and of runs with their figures, and searches.
+
+As in `queries`, each function takes a connection, blocks until it has the result, and lets
+`sqlite3.Error` pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from sqlite3 import Connection
+from typing import Any, Literal
+
+from ..errors import JournalFailed, NotFound
+from . import queries
+from .blob_store import BlobStore
+from .events import encode_json
+from .rows import RunRow, SessionRow
+
+SessionState = Literal["waiting", "running", "failed", "idle"]
+
+MAX_CODE_CHARS = 400  # of the beginning of a run's code
+MAX_SEARCH_S = 2.0
+EXCERPT_CHARS = 70  # before and after what was searched for
+UNREADABLE = (JournalFailed, NotFound, OSError)  # raised for blobs that are damaged or lost
+
+# A session is waiting while a question is open or its last run is a plan that nobody has committed.
+SELECT_SESSION_OVERVIEWS = f"""
+    WITH found AS ({queries.SELECT_SESSIONS}
+            AND principal = ?1 AND purpose IN ('', 'fork', 'import')),
+        asking AS (SELECT DISTINCT questions.session_id FROM questions
+            JOIN runs ON runs.id = run_id AND runs.status = 'running'),
+        newest AS (SELECT session_id, id, status, max(started_at) FROM runs
+            WHERE session_id IN (SELECT id FROM found) GROUP BY session_id),
+        rated AS (
+            SELECT found.*, newest.id AS run_id, CASE
+                WHEN found.id IN (SELECT session_id FROM asking) OR newest.status = 'waiting'
+                    THEN 'waiting'
+                WHEN newest.status IN ('running', 'queued') THEN 'running'
+                WHEN newest.status IN ('error', 'timeout', 'crashed') THEN 'failed'
+                ELSE 'idle' END AS state
+            FROM found LEFT JOIN newest ON newest.session_id = found.id)
+    SELECT rated.*, (SELECT {{code}} FROM events
+        WHERE events.session_id = rated.id AND kind IN ('run_started', 'run_queued')
+            AND events.run_id = rated.run_id ORDER BY sequence DESC LIMIT 1)
+    FROM rated
+    WHERE (?2 = '' OR state = ?2)
+    ORDER BY CASE state WHEN 'waiting' THEN 0 WHEN 'failed' THEN 1 WHEN 'running' THEN 2 ELSE 3 END,
+        last_used_at DESC, id DESC
+    LIMIT ?3 OFFSET ?4"""  # noqa: S608 - made of constants
+CODE_START = f"""CASE WHEN json_valid(body)
+    THEN substr(json_extract(body, '$.code'), 1, {MAX_CODE_CHARS}) END"""
+SELECT_RUN_FIGURES = f"""
+    SELECT run_id,
+        max(CASE WHEN kind IN ('run_started', 'run_queued') THEN {CODE_START} END),
+        sum(kind = 'call_started' AND json_extract(body, '$.in_ledger') IS NOT 0),
+        sum(CASE WHEN kind = 'files_changed' THEN max(1, coalesce(
+            (SELECT count(*) FROM json_each(body, '$.changed')), 0) + coalesce(
+            (SELECT count(*) FROM json_each(body, '$.removed')), 0)) ELSE 0 END),
+        sum(CASE WHEN kind = 'model_usage_recorded' THEN json_extract(body, '$.usd') ELSE 0 END)
+    FROM events
+    WHERE session_id = ? AND run_id IS NOT NULL AND json_valid(body) AND kind IN
+        ('run_queued', 'run_started', 'call_started', 'files_changed', 'model_usage_recorded')
+    GROUP BY run_id"""  # noqa: S608 - made of constants
+SELECT_SEARCHED = """
+    SELECT run_id, kind, body, large_fields FROM events
+    WHERE session_id = ?1 AND run_id IS NOT NULL
+        AND kind IN ('run_started', 'output_written', 'call_started', 'files_changed')
+        AND (instr(lower(body), ?2) > 0 OR instr(lower(body), ?3) > 0 OR large_fields IS NOT NULL)
+    ORDER BY sequence DESC"""
+SEARCHED_FIELDS = {  # by the kind of an event
+    "run_started": ("code",),
+    "output_written": ("text",),
+    "call_started": ("target", "args"),
+    "files_changed": ("changed", "removed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOverview:
+    """A session, what it is doing, and the beginning of the code of its newest run."""
+
+    row: SessionRow
+    run_id: str | None
+    state: SessionState
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunOverview:
+    """A run with its figures: calls in its ledger, changed files, and what its models cost."""
+
+    row: RunRow
+    code: str
+    call_count: int
+    file_count: int
+    usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class SearchMatch:
+    """An event of a run that contains what was searched for, with the text around it."""
+
+    run_id: str
+    kind: str
+    before: str
+    found: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Sessions with matches, the last used first; `is_complete` unless time ran out."""
+
+    sessions: list[tuple[SessionRow, list[SearchMatch]]]
+    is_complete: bool
+
+
+def page_session_overviews(
+    connection: Connection, principal: str, state: str, limit: int, offset: int
+) -> list[SessionOverview]:
+    """Return sessions of a principal: waiting ones first, then failed and running ones.
+
+    `state` selects the sessions in one state; "" selects all.
+    """
+    query = SELECT_SESSION_OVERVIEWS.format(code=CODE_START)
+    rows = connection.execute(query, (principal, state, limit, offset))
+    return [
+        SessionOverview(SessionRow(*columns), run_id, found, code or "")
+        for *columns, run_id, found, code in rows
+    ]
+
+
+def count_session_states(connection: Connection, principal: str) -> dict[str, int]:
+    """Return how many sessions of a principal are in each state."""
+    query = SELECT_SESSION_OVERVIEWS.format(code="NULL")
+    counts: dict[str, int] = {}
+    rows = connection.execute(
+        f"SELECT state, count(*) FROM ({query}) GROUP BY state",  # noqa: S608 - made of constants
+        (principal, "", -1, 0),
+    )
+    counts.update(rows.fetchall())
+    return counts
+
+
+def list_run_overviews(connection: Connection, session_id: str) -> list[RunOverview]:
+    """Return every run of a session and its ancestors, abandoned branches included.
+
+    Parents come before children.
+    """
+    visited = queries.list_visited_runs(connection, session_id)
+    runs: dict[str, RunRow] = {}
+    figures: dict[str, tuple[str | None, int, int, float]] = {}
+    for each in dict.fromkeys(owner for _, owner in visited):
+        runs |= {row.id: row for row in queries.list_runs(connection, each)}
+        rows = connection.execute(SELECT_RUN_FIGURES, (each,))
+        figures |= {run_id: rest for run_id, *rest in rows}
+    overviews = []
+    for run_id, _ in visited:
+        code, calls, files, usd = figures.get(run_id) or ("", 0, 0, 0.0)
+        overviews.append(
+            RunOverview(runs[run_id], code or "", int(calls or 0), int(files or 0), usd or 0.0)
+        )
+    return overviews
+
+
+def search_sessions(
+    connection: Connection,
+    blobs: BlobStore,
+    principal: str,
+    text: str,
+    max_sessions: int,
+    max_matches: int,
+    purposes: Sequence[str] = ("", "fork", "import"),
+) -> SearchResult:
+    """Return the sessions whose code, output, calls or file names contain a text.
+
+    Upper and lower case are equal for letters of ASCII. The newest sessions are searched first, for
+    `MAX_SEARCH_S` at most.
+    """
+    ends_at = time.monotonic() + MAX_SEARCH_S
+    found: list[tuple[SessionRow, list[SearchMatch]]] = []
+    for session in queries.list_sessions(connection, principal):
+        if session.purpose not in purposes:
+            continue
+        if time.monotonic() >= ends_at or len(found) >= max_sessions:
+            return SearchResult(found, is_complete=False)
+        matches = []
+        for match in _iter_matches(connection, blobs, session.id, text, ends_at):
+            matches.append(match)
+            if len(matches) >= max_matches:
+                break
+        if matches or text.lower() in (session.name or "").lower():
+            found.append((session, matches))
+    return SearchResult(found, is_complete=True)
+
+
+def _iter_matches(
+    connection: Connection, blobs: BlobStore, session_id: str, text: str, ends_at: float
+) -> Iterator[SearchMatch]:
+    """Yield the events of a session that contain a text, the newest first."""
+    # In a body, text is JSON; the arguments of a call are JSON text within it.
+    once = encode_json(text.lower())[1:-1]
+    twice = encode_json(once)[1:-1]
+    rows = connection.execute(SELECT_SEARCHED, (session_id, once, twice))
+    for run_id, kind, body, large_fields in rows:
+        if time.monotonic() >= ends_at:
+            return
+        with suppress(ValueError, TypeError, AttributeError, RecursionError, *UNREADABLE):
+            fields = json.loads(body)
+            for name, digest in json.loads(large_fields or "{}").items():
+                if name in SEARCHED_FIELDS[kind]:
+                    fields[name] = json.loads(blobs.get(digest))
+            for name in SEARCHED_FIELDS[kind]:
+                for part in _iter_texts(fields.get(name)):
+                    place = part.lower().find(text.lower())
+                    if place >= 0:
+                        end = place + len(text)
+                        before = part[max(place - EXCERPT_CHARS, 0) : place]
+                        after = part[end : end + EXCERPT_CHARS]
+                        yield SearchMatch(run_id, kind, before, part[place:end], after)
+                        break
+                else:
+                    continue
+                break
+
+
+def _iter_texts(field: Any) -> Iterator[str]:
+    """Yield the texts in a field that is searched: itself, or the paths that it has."""
+    if isinstance(field, str):
+        yield field
+    elif isinstance(field, dict | list):
+        yield from map(str, field)
+
+
+def find_run_owners(connection: Connection, run_ids: Sequence[str]) -> dict[str, str]:
+    """Return the session of each of these runs, by run."""
+    marks = ", ".join("?" * len(run_ids))
+    query = f"SELECT id, session_id FROM runs WHERE id IN ({marks})"  # noqa: S608 - only marks
+    return dict(connection.execute(query, tuple(run_ids)).fetchall())

@@ -1,0 +1,92 @@
+"""All addresses of the viewer, in one table: what handles each, and who may use it.
+
+`/ui/api` has the routes of the HTTP API for browsers that are logged in: the same handlers, scopes
+and answers, with a cookie instead of a bearer token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.routing import BaseRoute, Route
+
+from ..capabilities.skills.library import SkillLibrary
+from ..config.scopes import Scope
+from ..service.api import bind_api_handlers
+from ..service.api_services import ApiServices
+from ..service.authentication import Authentication
+from .browser_logins import BrowserLogins
+from .page_rendering import STATIC_PATH, PageRenderer
+from .session_pages import SessionListPages
+from .step_pages import StepPages
+from .viewer_services import ViewerServices
+from .web_access import LOGIN_PATH, PageHandler, WebAccess
+
+API_PREFIX = "/ui/api"
+READ: tuple[Scope, ...] = ("read",)
+
+
+@dataclass(frozen=True)
+class PageRoute:
+    """An address of the viewer; `is_page` says that people see it, errors included."""
+
+    path: str
+    handler: PageHandler
+    scopes: tuple[Scope, ...] = READ
+    method: str = "GET"
+    is_page: bool = True
+
+
+def list_page_routes(services: ViewerServices) -> list[PageRoute]:
+    """Return the addresses of all pages and of their parts."""
+    sessions, steps = SessionListPages(services), StepPages(services)
+    session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
+    return [
+        PageRoute("/", sessions.show_sessions),
+        PageRoute(session_path, steps.show_session),
+        PageRoute(f"{session_path}/steps", steps.list_steps, is_page=False),
+        PageRoute(f"{session_path}/changes", steps.follow_session, is_page=False),
+        PageRoute(step_path, steps.show_step),
+        PageRoute(f"{step_path}/panel", steps.show_panel),
+        PageRoute(f"{step_path}/output", steps.show_output),
+        PageRoute(f"{step_path}/media/{{number:int}}", steps.send_media),
+    ]
+
+
+def build_page_routes(
+    api: ApiServices,
+    find_library: Callable[[str], SkillLibrary],
+    logins: BrowserLogins,
+    authentication: Authentication,
+    *,
+    needs_token: bool,
+) -> Sequence[BaseRoute]:
+    """Return the routes of the viewer for the application."""
+    renderer = PageRenderer()
+    access = WebAccess(authentication, logins, renderer, needs_token=needs_token)
+    services = ViewerServices(api, find_library, access, renderer)
+    routes = [
+        Route(
+            each.path,
+            access.protect(each.handler, each.scopes, is_page=each.is_page),
+            methods=[each.method],
+        )
+        for each in list_page_routes(services)
+    ]
+    routes += [
+        Route(
+            f"{API_PREFIX}{each.path}",
+            access.protect(handler, each.scopes, is_page=False),
+            methods=[each.method],
+        )
+        for each, handler in bind_api_handlers(api)
+    ]
+    return [
+        *routes,
+        Route(LOGIN_PATH, access.show_login, methods=["GET"]),
+        Route(LOGIN_PATH, access.log_in, methods=["POST"]),
+        Route("/logout", access.log_out, methods=["POST"]),
+        Route("/ui/login", access.tell_login, methods=["GET"]),
+        Route(f"{STATIC_PATH}/{{version}}/{{name}}", renderer.send_static, methods=["GET"]),
+    ]

@@ -1,0 +1,154 @@
+"""The list of sessions, with a search over everything that their runs have said and done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..journal import overviews
+from ..journal.overviews import SearchMatch, SessionOverview, SessionState
+from ..journal.rows import SessionRow
+from ..runtime.run_history import first_code_line
+from ..service.authentication import find_principal
+from .viewer_services import ViewerServices
+
+PAGE_SESSIONS = 50
+MAX_OFFSET = 1_000_000
+MAX_SEARCH_CHARS = 200
+MAX_FOUND_SESSIONS = 50
+MAX_SHOWN_MATCHES = 5
+MATCH_NAMES = {
+    "run_started": "code",
+    "output_written": "output",
+    "call_started": "call",
+    "files_changed": "file",
+}
+
+
+@dataclass(frozen=True)
+class SessionItem:
+    """A session in the list; `depth` is how far it is indented below the one it was forked from."""
+
+    row: SessionRow
+    state: SessionState
+    code: str
+    run_id: str | None
+    depth: int = 0
+
+    @property
+    def title(self) -> str:
+        """What the list calls it."""
+        return self.row.name or self.row.id
+
+
+@dataclass(frozen=True)
+class FoundSession:
+    """A session with matches."""
+
+    row: SessionRow
+    matches: tuple[SearchMatch, ...]
+
+    @property
+    def title(self) -> str:
+        """What the list calls it."""
+        return self.row.name or self.row.id
+
+
+@dataclass(frozen=True)
+class SessionList:
+    """A page of sessions, and how many there are in each state."""
+
+    items: tuple[SessionItem, ...]
+    state: str
+    counts: dict[str, int]
+    offset: int
+    next_offset: int | None
+
+    @property
+    def total(self) -> int:
+        """How many sessions there are."""
+        return sum(self.counts.values())
+
+
+class SessionListPages:
+    """The handlers of the list."""
+
+    def __init__(self, services: ViewerServices) -> None:
+        self._services = services
+        self._journal = services.journal
+
+    async def show_sessions(self, request: Request) -> Response:
+        """Return the list of sessions, or what a search has found."""
+        context = self._services.access.describe_request(request)
+        text = request.query_params.get("q", "").strip()[:MAX_SEARCH_CHARS]
+        principal = find_principal(request.scope)
+        if text:
+            result = await self._journal.read(
+                lambda rows: overviews.search_sessions(
+                    rows,
+                    self._journal.blobs,
+                    principal,
+                    text,
+                    MAX_FOUND_SESSIONS,
+                    MAX_SHOWN_MATCHES,
+                )
+            )
+            found = [FoundSession(row, tuple(matches)) for row, matches in result.sessions]
+            return self._services.renderer.render_page(
+                context,
+                "search.html",
+                query=text,
+                found=found,
+                is_complete=result.is_complete,
+                kinds=MATCH_NAMES,
+            )
+        sessions = await self._load_page(request, principal)
+        return self._services.renderer.render_page(
+            context, "sessions.html", query="", sessions=sessions
+        )
+
+    async def _load_page(self, request: Request, principal: str) -> SessionList:
+        state = request.query_params.get("state", "")
+        state = state if state in get_args(SessionState) else ""
+        shown = request.query_params.get("offset", "0")
+        offset = min(int(shown), MAX_OFFSET) if shown.isdecimal() and len(shown) < 9 else 0
+        rows = await self._journal.read(
+            lambda rows: overviews.page_session_overviews(
+                rows, principal, state, PAGE_SESSIONS + 1, offset
+            )
+        )
+        counts = await self._journal.read(
+            lambda rows: overviews.count_session_states(rows, principal)
+        )
+        more = len(rows) > PAGE_SESSIONS
+        return SessionList(
+            tuple(await self._arrange(rows[:PAGE_SESSIONS])),
+            state,
+            counts,
+            offset,
+            offset + PAGE_SESSIONS if more else None,
+        )
+
+    async def _arrange(self, rows: Sequence[SessionOverview]) -> list[SessionItem]:
+        """Return the sessions of a page, each below the one that it was forked from."""
+        origins = sorted({each.row.origin for each in rows if each.row.origin})
+        owners = await self._journal.read(lambda found: overviews.find_run_owners(found, origins))
+        known = {each.row.id for each in rows}
+        children: dict[str | None, list[SessionOverview]] = {}
+        for each in rows:
+            parent = owners.get(each.row.origin or "")
+            is_below = parent in known and parent != each.row.id
+            children.setdefault(parent if is_below else None, []).append(each)
+        items: list[SessionItem] = []
+        waiting = [(each, 0) for each in reversed(children.get(None, []))]
+        while waiting:
+            each, depth = waiting.pop()
+            code = first_code_line(each.code)
+            items.append(SessionItem(each.row, each.state, code, each.run_id, depth))
+            below = reversed(children.pop(each.row.id, []))
+            waiting += [(child, depth + 1) for child in below]
+        return items

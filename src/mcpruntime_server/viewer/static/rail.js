@@ -1,0 +1,118 @@
+// The list of steps with the branches drawn beside it; only the rows in view exist.
+
+import { draw, make } from "./dom.js";
+import { formatDuration } from "./formats.js";
+
+const ROW_PX = 30;
+const EXTRA_ROWS = 12;
+const LANE_PX = 13;
+const LANE_START_PX = 10;
+
+export class Rail {
+  #list = null;
+  #selected = -1;
+  #rows = new Map();
+
+  constructor(element, onSelect) {
+    this.element = element;
+    this.body = make("div", { className: "rail-body" });
+    element.replaceChildren(this.body);
+    element.addEventListener("scroll", () => this.#render(), { passive: true });
+    new ResizeObserver(() => this.#render()).observe(element);
+    this.body.addEventListener("click", (event) => {
+      const row = event.target.closest("a");
+      if (!row || event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      onSelect(Number(row.dataset.place));
+    });
+  }
+
+  show(list, addressOf) {
+    this.#list = list;
+    this.addressOf = addressOf;
+    this.body.style.height = `${list.length * ROW_PX}px`;
+    this.#rows.forEach((row) => row.remove());
+    this.#rows.clear();
+    this.#render();
+  }
+
+  select(place) {
+    this.#rows.get(this.#selected)?.removeAttribute("aria-current");
+    this.#selected = place;
+    const top = place * ROW_PX;
+    const height = this.element.clientHeight;
+    if (top < this.element.scrollTop + ROW_PX || top > this.element.scrollTop + height - 2 * ROW_PX) {
+      this.element.scrollTop = top - height / 2 + ROW_PX / 2;
+    }
+    this.#render();
+    this.#rows.get(place)?.setAttribute("aria-current", "step");
+  }
+
+  #render() {
+    if (!this.#list) return;
+    const { scrollTop, clientHeight } = this.element;
+    const first = Math.max(Math.floor(scrollTop / ROW_PX) - EXTRA_ROWS, 0);
+    const last = Math.min(Math.ceil((scrollTop + clientHeight) / ROW_PX) + EXTRA_ROWS, this.#list.length);
+    for (const [place, row] of this.#rows) {
+      if (place < first || place >= last) {
+        row.remove();
+        this.#rows.delete(place);
+      }
+    }
+    for (let place = first; place < last; place += 1) {
+      if (!this.#rows.has(place)) {
+        const row = this.#buildRow(place);
+        this.#rows.set(place, row);
+        this.body.append(row);
+      }
+    }
+  }
+
+  #buildRow(place) {
+    const step = this.#list.steps[place];
+    const isAside = !step.is_current && step.status !== "running" && step.status !== "queued";
+    const row = make(
+      "a",
+      {
+        href: this.addressOf(step),
+        className: `rail-row${isAside ? " is-aside" : ""}`,
+        tabIndex: -1,
+        title: step.code,
+      },
+      this.#drawLanes(place, step),
+      make("span", { className: "num rail-step" }, String(step.step)),
+      make("code", {}, step.code || "…"),
+      make("span", { className: "num rail-time" }, step.status === "running" ? "running" : formatDuration(step.duration_ms)),
+    );
+    row.dataset.place = place;
+    row.setAttribute("aria-label", `Step ${step.step}, ${step.status}: ${step.code}`);
+    if (place === this.#selected) row.setAttribute("aria-current", "step");
+    row.style.transform = `translateY(${place * ROW_PX}px)`;
+    return row;
+  }
+
+  #drawLanes(place, step) {
+    const width = LANE_START_PX * 2 + (this.#list.laneCount - 1) * LANE_PX;
+    const svg = draw("svg", { width, height: ROW_PX, viewBox: `0 0 ${width} ${ROW_PX}` });
+    const middle = ROW_PX / 2;
+    const at = (lane) => LANE_START_PX + lane * LANE_PX;
+    const own = this.#list.lanes[place];
+    const x = at(own);
+    for (const line of this.#list.lines[place]) {
+      const here = at(line.lane);
+      const isLast = line.ends && line.lane === own;
+      const kind = line.isCurrent ? "lane is-current" : "lane";
+      if (line.from !== null && line.from !== line.lane) {
+        const from = at(line.from);
+        const path = `M${from} ${-middle} C ${from} 0, ${here} ${-middle + 6}, ${here} ${middle}`;
+        svg.append(draw("path", { d: path, class: kind }));
+        if (!isLast) svg.append(draw("path", { d: `M${here} ${middle} V${ROW_PX}`, class: kind }));
+      } else {
+        const top = line.begins && line.from === null ? middle : 0;
+        svg.append(draw("path", { d: `M${here} ${top} V${isLast ? middle : ROW_PX}`, class: kind }));
+      }
+    }
+    svg.append(draw("circle", { cx: x, cy: middle, r: 4, class: `dot dot-${step.status}` }));
+    return svg;
+  }
+}

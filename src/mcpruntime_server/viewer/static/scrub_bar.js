@@ -1,0 +1,148 @@
+// The bar over all steps: height and heat are time, the strip below is what models cost.
+
+import { formatDuration, formatMoney } from "./formats.js";
+
+const COST_PX = 4;
+const GAP_PX = 3;
+const MIN_HEIGHT = 0.12;
+const FAILED = new Set(["error", "timeout", "crashed"]);
+
+export class ScrubBar {
+  #steps = [];
+  #selected = -1;
+
+  constructor(canvas, hint, onSelect) {
+    this.canvas = canvas;
+    this.hint = hint;
+    let isDragging = false;
+    const pick = (event) => {
+      const place = this.#placeAt(event.offsetX);
+      if (place >= 0) onSelect(place);
+    };
+    canvas.addEventListener("pointerdown", (event) => {
+      isDragging = true;
+      canvas.setPointerCapture(event.pointerId);
+      pick(event);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (isDragging) pick(event);
+      this.#showHint(event.offsetX);
+    });
+    canvas.addEventListener("pointerup", () => { isDragging = false; });
+    canvas.addEventListener("pointerleave", () => { this.hint.hidden = true; });
+    canvas.addEventListener("keydown", (event) => {
+      const last = this.#steps.length - 1;
+      const page = Math.max(Math.round(last / 10), 1);
+      const targets = {
+        Home: 0, End: last,
+        PageUp: Math.max(this.#selected - page, 0), PageDown: Math.min(this.#selected + page, last),
+      };
+      if (event.key in targets && last >= 0) {
+        event.preventDefault();
+        onSelect(targets[event.key]);
+      }
+    });
+    new ResizeObserver(() => this.draw()).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  show(steps) {
+    this.#steps = steps;
+    this.draw();
+  }
+
+  select(place) {
+    this.#selected = place;
+    const step = this.#steps[place];
+    if (step) {
+      this.canvas.setAttribute("aria-valuenow", String(place + 1));
+      this.canvas.setAttribute("aria-valuemax", String(this.#steps.length));
+      this.canvas.setAttribute("aria-valuetext", `Step ${step.step}, ${step.status}`);
+    }
+    this.draw();
+  }
+
+  #placeAt(x) {
+    const count = this.#steps.length;
+    const place = Math.floor((x / this.canvas.clientWidth) * count);
+    return Math.min(Math.max(place, 0), count - 1);
+  }
+
+  #showHint(x) {
+    const step = this.#steps[this.#placeAt(x)];
+    if (!step) return;
+    const cost = step.usd ? ` · ${formatMoney(step.usd)}` : "";
+    this.hint.textContent = `${step.step}  ${step.code.slice(0, 60)}  ${formatDuration(step.duration_ms)}${cost}`;
+    this.hint.hidden = false;
+    const half = this.hint.offsetWidth / 2;
+    const left = Math.min(Math.max(x, half), this.canvas.clientWidth - half);
+    this.hint.style.transform = `translateX(${left - half}px)`;
+  }
+
+  draw() {
+    const { canvas } = this;
+    const ratio = devicePixelRatio || 1;
+    const width = canvas.clientWidth;
+    const height = canvas.clientHeight;
+    if (!width) return;
+    canvas.width = width * ratio;
+    canvas.height = height * ratio;
+    const context = canvas.getContext("2d");
+    context.scale(ratio, ratio);
+    const colours = readColours(canvas);
+    const count = this.#steps.length;
+    if (!count) return;
+    const slot = width / count;
+    const gap = slot > 6 ? 2 : slot > 3 ? 1 : 0;
+    const longest = Math.max(...this.#steps.map((step) => step.duration_ms ?? 0), 1);
+    const dearest = Math.max(...this.#steps.map((step) => step.usd), 0);
+    const room = height - COST_PX - GAP_PX;
+    for (const [place, step] of this.#steps.entries()) {
+      const heat = Math.log1p(step.duration_ms ?? longest) / Math.log1p(longest);
+      const bar = room * Math.max(heat, MIN_HEIGHT);
+      const x = place * slot + gap / 2;
+      const span = Math.max(slot - gap, 0.75);
+      context.globalAlpha = step.is_current || isUnderWay(step) ? 1 : 0.4;
+      context.fillStyle = colourOf(step, heat, colours);
+      roundedBar(context, x, room - bar, span, bar);
+      if (step.usd > 0) {
+        context.globalAlpha = 0.35 + 0.65 * (step.usd / dearest);
+        context.fillStyle = colours.cost;
+        roundedBar(context, x, height - COST_PX, span, COST_PX);
+      }
+    }
+    context.globalAlpha = 1;
+    if (this.#selected >= 0) {
+      const x = this.#selected * slot;
+      context.fillStyle = colours.selection;
+      context.fillRect(x, 0, Math.max(slot, 2), height);
+      context.fillStyle = colours.accent;
+      context.fillRect(x + Math.max(slot, 2) / 2 - 1, 0, 2, height);
+    }
+  }
+}
+
+const isUnderWay = (step) => step.status === "running" || step.status === "queued";
+
+function colourOf(step, heat, colours) {
+  if (FAILED.has(step.status)) return colours.failed;
+  if (step.status === "waiting") return colours.waiting;
+  if (isUnderWay(step)) return colours.running;
+  return colours.heat[Math.min(Math.floor(heat * heat * colours.heat.length), colours.heat.length - 1)];
+}
+
+function readColours(canvas) {
+  const styles = getComputedStyle(canvas);
+  const read = (name) => styles.getPropertyValue(name).trim();
+  return {
+    accent: read("--accent"), selection: read("--selection"), failed: read("--bad"),
+    waiting: read("--warn"), running: read("--accent"), cost: read("--cost"),
+    heat: [0, 1, 2, 3].map((level) => read(`--heat-${level}`)),
+  };
+}
+
+function roundedBar(context, x, y, width, height) {
+  context.beginPath();
+  context.roundRect(x, y, width, height, Math.min(2, width / 2));
+  context.fill();
+}

@@ -1,0 +1,196 @@
+// The page of a session: scrubbing over its steps, and following it while it works.
+
+import { announce, find, findAll, isWriting, make } from "./dom.js";
+import { formatDuration, formatMoney } from "./formats.js";
+import { loadDocument, loadJson, sendJson } from "./http.js";
+import { followSession } from "./live.js";
+import { OutputView } from "./output_view.js";
+import { Rail } from "./rail.js";
+import { ScrubBar } from "./scrub_bar.js";
+import { StepList } from "./step_list.js";
+import { showTimes } from "./viewer.js";
+
+const SETTLE_MS = 45; // before the panel of a step is loaded while somebody scrubs
+const MAX_KEPT_PANELS = 80;
+
+const page = find("[data-session]");
+const session = page.dataset.session;
+const frame = find("[data-panel]");
+const addressOf = (step) => `/s/${session}/${step.run}`;
+
+let list = new StepList([]);
+let selected = -1;
+let output = null;
+let loading = null;
+let settling = 0;
+let isFollowing = false; // the newest step is selected, and the next one will be
+const panels = new Map(); // of finished steps, by run
+
+const select = (place) => selectStep(place);
+const rail = new Rail(find("[data-rail]"), select);
+const scrub = new ScrubBar(find("[data-scrub]"), find("[data-scrub-hint]"), select);
+
+// selecting a step ------------------------------------------------------------------------------
+
+function selectStep(place, { isSettled = false } = {}) {
+  if (place < 0 || place >= list.length || place === selected) return;
+  selected = place;
+  const step = list.steps[place];
+  isFollowing = place === list.length - 1;
+  page.dataset.run = step.run;
+  history.replaceState(null, "", addressOf(step));
+  rail.select(place);
+  scrub.select(place);
+  markButtons();
+  clearTimeout(settling);
+  const known = panels.get(step.run);
+  if (known) showPanel(known, step.run);
+  else settling = setTimeout(() => loadPanel(step.run), isSettled ? 0 : SETTLE_MS);
+}
+
+async function loadPanel(run) {
+  loading?.abort();
+  const request = (loading = new AbortController());
+  try {
+    const loaded = await loadDocument(`/s/${session}/${run}/panel`, request.signal);
+    if (page.dataset.run === run) showPanel(find(".panel", loaded), run);
+  } catch (error) {
+    if (error.name !== "AbortError" && page.dataset.run === run) showProblem(error.message);
+  }
+}
+
+function showPanel(panel, run) {
+  const before = find(".panel", frame);
+  const isSame = before?.dataset.run === run;
+  const wasAtEnd = isSame && output?.isAtEnd;
+  const open = isSame ? findAll("details[open]", before).map((each) => each.id).filter(Boolean) : [];
+  const scrolled = isSame ? find(".output", before)?.scrollTop : 0;
+  const top = isSame ? frame.scrollTop : 0;
+  frame.replaceChildren(document.adoptNode(panel));
+  showTimes(panel);
+  startOutput();
+  for (const id of open) find(`#${CSS.escape(id)}`, panel)?.setAttribute("open", "");
+  if (wasAtEnd || (!isSame && panel.dataset.isLive)) output?.scrollToEnd();
+  else if (scrolled) find(".output", panel).scrollTop = scrolled;
+  frame.scrollTop = top;
+  keepPanel(panel, run);
+  page.dispatchEvent(new CustomEvent("panel", { detail: { panel, run } }));
+}
+
+function keepPanel(panel, run) {
+  if (panel.dataset.isLive) {
+    panels.delete(run);
+    return;
+  }
+  panels.set(run, panel);
+  if (panels.size > MAX_KEPT_PANELS) panels.delete(panels.keys().next().value);
+}
+
+function showProblem(text) {
+  frame.replaceChildren(make("p", { className: "alert", role: "alert" }, text));
+}
+
+function startOutput() {
+  const element = find(".output", frame);
+  output = element ? new OutputView(element) : null;
+}
+
+function markButtons() {
+  find("[data-go=previous]").disabled = selected <= 0;
+  find("[data-go=next]").disabled = selected >= list.length - 1;
+}
+
+// the steps ---------------------------------------------------------------------------------------
+
+async function loadSteps() {
+  const { steps } = await loadJson(`/s/${session}/steps`);
+  const isNew = steps.length > list.length && list.length > 0;
+  list = new StepList(steps);
+  rail.show(list, addressOf);
+  scrub.show(steps);
+  if (isNew && isFollowing) {
+    selectStep(list.length - 1, { isSettled: true });
+  } else {
+    selected = list.placeOf(page.dataset.run);
+    if (selected < 0 && list.length) selectStep(list.length - 1, { isSettled: true });
+    isFollowing = selected === list.length - 1;
+    rail.select(selected);
+    scrub.select(selected);
+  }
+  markButtons();
+  showTotals(steps);
+  const isLive = steps.some((step) => step.status === "running" || step.status === "queued");
+  find("[data-live]").hidden = !isLive;
+}
+
+function showTotals(steps) {
+  const time = steps.reduce((sum, step) => sum + (step.duration_ms ?? 0), 0);
+  const usd = steps.reduce((sum, step) => sum + step.usd, 0);
+  const parts = [steps.length === 1 ? "1 step" : `${steps.length.toLocaleString("en")} steps`, formatDuration(time)];
+  if (usd) parts.push(formatMoney(usd));
+  find("[data-totals]").textContent = parts.join(" · ");
+}
+
+/** Load what the page shows again, because the session has changed. */
+async function catchUp() {
+  await loadSteps();
+  const panel = find(".panel", frame);
+  const step = list.steps[selected];
+  const isStale = panel && step && panel.dataset.run === step.run &&
+    (panel.dataset.isLive || panel.dataset.status === "waiting");
+  if (isStale || !panel) await loadPanel(page.dataset.run);
+}
+
+// what people do ------------------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  if (isWriting(event)) return;
+  const isScrolling = event.target.closest("[role=region]") && event.key.startsWith("Arrow");
+  if (isScrolling) return;
+  const moves = { ArrowLeft: -1, k: -1, ArrowRight: 1, j: 1 };
+  if (event.key in moves) {
+    event.preventDefault();
+    selectStep(selected + moves[event.key]);
+  }
+});
+
+page.addEventListener("click", async (event) => {
+  const go = event.target.closest("[data-go]");
+  if (go) selectStep(selected + (go.dataset.go === "next" ? 1 : -1), { isSettled: true });
+  const cancel = event.target.closest("[data-cancel]");
+  if (cancel) {
+    cancel.disabled = true;
+    try {
+      await sendJson(`/ui/api/runs/${cancel.dataset.cancel}/cancel`);
+      announce("The run is cancelled.");
+    } catch (error) {
+      cancel.disabled = false;
+      announce(error.message, "error");
+    }
+  }
+});
+
+// links to lines ------------------------------------------------------------------------------------
+
+async function showTarget() {
+  findAll(".is-target").forEach((each) => each.classList.remove("is-target"));
+  const hash = location.hash.slice(1);
+  let target = null;
+  if (/^O\d{1,10}$/.test(hash)) target = await output?.showLine(Number(hash.slice(1)));
+  else if (/^(L\d{1,9}|call-\d{1,9})$/.test(hash)) target = document.getElementById(hash);
+  if (!target) return;
+  target.classList.add("is-target");
+  if (target.tagName === "DETAILS") target.open = true;
+  target.scrollIntoView({ block: "nearest" });
+}
+
+addEventListener("hashchange", showTarget);
+
+startOutput();
+const shown = find(".panel", frame);
+if (shown) {
+  keepPanel(shown, shown.dataset.run);
+  if (shown.dataset.isLive) output?.scrollToEnd();
+}
+await showTarget();
+followSession(session, catchUp, showProblem);

@@ -1,0 +1,106 @@
+"""The pages of sessions and steps, as a person uses them."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.async_api import expect
+
+from .conftest import Viewer
+
+
+async def test_the_list_leads_to_the_newest_step(viewer: Viewer) -> None:
+    async with viewer.open() as page:
+        await page.click("text=report")
+        await expect(page.locator(".panel h2")).to_have_text("Step 12")
+        await expect(page.locator(".rail-row")).to_have_count(12)
+
+
+async def test_keys_and_the_bar_go_through_the_steps(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        heading = page.locator(".panel h2")
+        await expect(page.locator(".rail-row")).to_have_count(12)
+        for key, step in (("k", 11), ("ArrowLeft", 10), ("j", 11), ("ArrowRight", 12)):
+            await page.keyboard.press(key)
+            await expect(heading).to_have_text(f"Step {step}")
+        box = await page.locator("[data-scrub]").bounding_box()
+        assert box is not None
+        await page.mouse.click(box["x"] + 3, box["y"] + 20)
+        await expect(heading).to_have_text("Step 1")
+        await page.focus("[data-scrub]")
+        await page.keyboard.press("End")
+        await expect(heading).to_have_text("Step 12")
+        await page.reload()
+        await expect(heading).to_have_text("Step 12")
+
+
+async def test_a_step_shows_its_code_calls_and_table(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        await page.click(".rail-row >> nth=2")
+        await expect(page.locator(".panel h2")).to_have_text("Step 3")
+        await expect(page.locator("#L1")).to_contain_text("rows = query")
+        await expect(page.locator("[aria-label=Value] tbody tr")).to_have_count(8)
+        await page.click("#call-1 summary")
+        await expect(page.locator("#call-1 .call-data")).to_contain_text("LIMIT 8")
+
+
+async def test_a_failure_names_its_line(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        await page.click(".rail-row >> nth=4")
+        await expect(page.locator(".failure")).to_contain_text("undefined_name")
+        await expect(page.locator("#L1")).to_have_class(re.compile("is-error"))
+
+
+async def test_images_and_colours_are_shown(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        await page.click(".rail-row >> nth=6")
+        image = page.locator(".media img")
+        await expect(image).to_be_visible()
+        width = "image => image.decode().then(() => image.naturalWidth)"
+        assert await image.evaluate(width) == 480
+        await page.click(".rail-row >> nth=3")
+        await expect(page.locator("#O1 .ansi-fg2")).to_have_text("ok")
+
+
+async def test_long_output_comes_in_windows_and_lines_have_addresses(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        await page.click(".rail-row >> nth=8")
+        await expect(page.locator(".output-section h3")).to_contain_text("1,201 lines")
+        lines = page.locator(".lines li")
+        await expect(lines).to_have_count(400)
+        await page.locator(".output").evaluate("output => output.scrollTop = 1e6")
+        await expect(lines).to_have_count(800)
+        await page.goto(page.url.partition("#")[0] + "#O1100")
+        await page.reload()
+        await expect(page.locator("#O1100")).to_have_class(re.compile("is-target"))
+        await expect(page.locator("#O1100")).to_contain_text("row 01099 checked")
+        await expect(page.locator("#O1100")).to_be_in_viewport()
+
+
+async def test_a_search_finds_code_output_and_arguments(viewer: Viewer) -> None:
+    async with viewer.open() as page:
+        for text in ("row 00042", "sys.stderr", "LIMIT 8", "totals.json"):
+            await page.keyboard.press("/")
+            await page.fill("[data-search]", text)
+            await page.keyboard.press("Enter")
+            await expect(page.locator(".found-list mark").first).to_have_text(text)
+        await page.fill("[data-search]", "nowhere to be found")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("[role=status]").nth(1)).to_contain_text("0 sessions")
+
+
+async def test_a_running_session_is_followed_and_cancelled(viewer: Viewer) -> None:
+    code = (
+        "import time\nfor n in range(1000):\n    print('line', n, flush=True)\n    time.sleep(0.1)"
+    )
+    async with viewer.api() as api, viewer.open() as page:
+        first = (await api.post("/execute", {"code": "1", "session": "live"})).json()
+        await page.goto(f"{viewer.base}/s/{first['session']}")
+        await expect(page.locator(".rail-row")).to_have_count(1)
+        await api.post("/execute", {"code": code, "session": "live", "wait_s": 0})
+        await expect(page.locator(".panel h2")).to_have_text("Step 2")
+        await expect(page.locator(".lines li").nth(4)).to_be_visible()
+        await expect(page.locator("[data-live]")).to_be_visible()
+        await page.click("text=Cancel run")
+        await expect(page.locator(".panel .pill").first).to_have_text("cancelled")
+        await expect(page.locator("[data-live]")).to_be_hidden()

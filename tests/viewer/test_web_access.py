@@ -1,0 +1,92 @@
+"""Who may see the pages, and which requests may change something."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import expect
+
+from ..helpers.commands import run_command
+from ..helpers.event_streams import connect_api
+from .conftest import Viewer
+
+SECURITY = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+}
+
+
+async def test_without_a_login_every_page_leads_to_the_login(viewer: Viewer) -> None:
+    async with viewer.service.http() as http:
+        for path in ("/", f"/s/{viewer.session}", "/s/none/none"):
+            response = await http.get(viewer.base + path)
+            assert response.status_code == 303
+            assert response.headers["location"].startswith("/login")
+        for path in (f"/s/{viewer.session}/steps", "/ui/api/sessions"):
+            assert (await http.get(viewer.base + path)).status_code == 401
+
+
+async def test_pages_have_headers_against_hostile_content(viewer: Viewer) -> None:
+    async with viewer.service.http() as http:
+        response = await http.get(f"{viewer.base}/login")
+        assert {name: response.headers[name] for name in SECURITY} == SECURITY
+
+
+async def test_a_wrong_token_is_refused_and_a_login_can_be_ended(viewer: Viewer) -> None:
+    async with viewer.open() as page:
+        await page.click("text=Log out")
+        await page.fill("#token", "mcprt_00000000_wrong")
+        await page.click("button:has-text('Log in')")
+        await expect(page.locator("[role=alert]")).to_contain_text("not valid")
+        await page.goto(viewer.base)
+        assert page.url == f"{viewer.base}/login"
+
+
+async def test_a_login_ends_with_its_token(viewer: Viewer) -> None:
+    token = viewer.service.create_token("ann")
+    async with viewer.open(f"/s/{viewer.session}", token) as page:
+        name = token.split("_")[1]
+        run_command("--config", viewer.service.settings, "token", "revoke", name)
+        await page.goto(viewer.base)
+        assert page.url == f"{viewer.base}/login"
+
+
+async def test_what_others_own_is_not_found(viewer: Viewer) -> None:
+    async with viewer.open(token=viewer.service.create_token("bob")) as page:
+        assert "report" not in await page.inner_text("main")
+        async with viewer.api() as api:
+            session = (await api.get(f"/sessions/{viewer.session}")).json()
+        run = session["runs"][0]["run"]
+        [cookie] = await page.context.cookies()
+        headers = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+        async with viewer.service.http(**headers) as http:
+            for path in ("", f"/{run}", f"/{run}/panel", f"/{run}/output", "/steps", "/changes"):
+                theirs = await http.get(f"{viewer.base}/s/{viewer.session}{path}")
+                none = await http.get(f"{viewer.base}/s/s_none{path.replace(run, 'r_none')}")
+                assert (theirs.status_code, none.status_code) == (404, 404)
+                known = theirs.text.replace(viewer.session, "s_none").replace(run, "r_none")
+                assert known == none.text
+
+
+@pytest.mark.parametrize("header", ["X-CSRF-Token", "Origin"])
+async def test_a_write_needs_the_token_and_the_origin_of_a_page(
+    viewer: Viewer, header: str
+) -> None:
+    async with viewer.open() as page:
+        token = await page.get_attribute("meta[name=csrf-token]", "content")
+        [cookie] = await page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        headers = {
+            "Cookie": f"{cookie['name']}={cookie['value']}",
+            "X-CSRF-Token": str(token),
+            "Origin": viewer.base,
+        }
+        path = f"/ui/api/sessions/{viewer.session}/fork"
+        async with connect_api(viewer.service, "") as api:
+            assert (await api.post(path, {}, headers=headers)).status_code == 201
+            wrong = {**headers, header: "http://127.0.0.1:1"}
+            assert (await api.post(path, {}, headers=wrong)).status_code == 403
+            del headers[header]
+            assert (await api.post(path, {}, headers=headers)).status_code == 403
