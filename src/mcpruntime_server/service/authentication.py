@@ -53,6 +53,11 @@ Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
 class TokenSource(Protocol):
     """What knows the access tokens of a server."""
 
+    @property
+    def is_current(self) -> bool:
+        """Whether a token is found without reading a file."""
+        ...
+
     def find_token(self, text: str) -> AccessToken | None:
         """Return what is kept of a token that is valid now; raises `Unavailable`."""
         ...
