@@ -37,14 +37,15 @@ TABLE: Mapping[str, frozenset[str]] = {
     "server": RECORDS
     | {"runtime", "capabilities"}
     | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
-    "service": RECORDS | {"capabilities", "runtime", "server"},
+    "exports": RECORDS | {"runtime"},
+    "service": RECORDS | {"capabilities", "runtime", "server", "exports"},
     "viewer": RECORDS | {"capabilities", "capabilities.skills", "runtime", "server", "service"},
     "app": RECORDS
     | CAPABILITY_ROOMS
     | {"sandbox", "capabilities", "runtime", "server", "service", "viewer"},
     "cli": RECORDS
     | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
-    | {"runtime", "server", "service", "viewer", "app"},
+    | {"runtime", "server", "service", "exports", "viewer", "app"},
 }
 NEWER_THAN_39 = {"tomllib"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import nbformat
 import pytest
 
 from ..helpers.event_streams import ApiClient, connect_api
@@ -14,6 +15,7 @@ from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
 from ..server.conftest import upstream_entry
 
+READ_NOTEBOOK: Any = nbformat.reads  # without types
 STEPS = (
     "rows = [3, 1, 2]",
     "from tools.counted import add\nbest = 0\nfor row in rows:\n    best = max(best, row)\n"
@@ -105,6 +107,44 @@ async def test_variables_are_listed_with_what_their_step_changed(
     changes = {each["name"]: each["change"] for each in found["variables"]}
     assert changes["rows"] == "unchanged"
     assert changes["best"] == "added"
+
+
+async def test_another_answer_is_tried_and_carried_through_the_next_steps(
+    service: HttpService, api: ApiClient
+) -> None:
+    ask = "from tools.counted import add\ncount = add(item='n').result"
+    done = [
+        await api.execute(code, session="chain") for code in (ask, "many = count > 1000", "many")
+    ]
+    runs = [events[-1].data["run"] for events in done]
+    made = calls_made(service)
+    recorded = (await api.get(f"/runs/{runs[0]}/calls")).json()["calls"][0]
+    assert recorded["target"] == "tools.counted.add"
+    assert list(recorded["value"]) == ["result"]
+    value = {"result": 5000}
+    body = {"step": 1, "answers": [{"call": 1, "value": value}], "following": True}
+    rerun = await post(api, "/sessions/chain/rerun", body)
+    assert [run["value"] for run in rerun["runs"]] == [5000, True, True]
+    difference = (
+        await api.get(f"/runs/{runs[2]}/diff", params={"other": rerun["runs"][2]["run"]})
+    ).json()
+    assert (difference["equal"], difference["value"]["b"]["text"]) == (False, "true")
+    assert calls_made(service) == made
+    body = {"step": 1, "answers": [{"call": 1, "error": "it is down"}]}
+    rerun = await post(api, "/sessions/chain/rerun", body)
+    assert "it is down" in rerun["runs"][0]["error"]["message"]
+    await post(api, "/sessions/chain/rerun", {"step": 1, "answers": [{"call": 2}]}, 409)
+
+
+async def test_runs_and_sessions_are_downloaded(api: ApiClient, runs: list[str]) -> None:
+    page = await api.get(f"/runs/{runs[1]}/page.html")
+    assert page.headers["Content-Disposition"] == 'attachment; filename="study-step-2.html"'
+    assert "best = max(best, row)" in page.text
+    table = await api.get(f"/runs/{runs[0]}/value.csv")
+    assert table.text == "3\r\n1\r\n2\r\n"
+    assert (await api.get(f"/runs/{runs[1]}/value.csv")).status_code == 409
+    notebook = READ_NOTEBOOK((await api.get("/sessions/study/notebook.ipynb")).text, 4)
+    assert [cell.source for cell in notebook.cells] == list(STEPS)
 
 
 async def test_what_cannot_be_looked_into_is_a_problem(api: ApiClient, runs: list[str]) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ..config import Config
-from ..errors import NotFound
+from ..errors import InvalidRequest, NotFound
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from ..runtime.run_history import find_session, row_fields
+from ..runtime.run_history import find_session, load_run, row_fields
 from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal, resolve_run
 from .options import json_option, pass_config, principal_option
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out what is damaged.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["zip", "ipynb", "html"]),
+    default="zip",
+    show_default=True,
+    help="An archive that can be imported, a Jupyter notebook, or the HTML page of one run.",
+)
 @principal_option
 @json_option
 @pass_config
@@ -36,10 +44,18 @@ def export_command(
     file: Path,
     force: bool,
     skip_damaged: bool,
+    file_format: str,
     principal: str,
     as_json: bool,
 ) -> int:
-    """Write a session into one self-contained file."""
+    """Write a session into one self-contained file.
+
+    For the format html, SESSION is a run: an id (r_...) or SESSION:STEP.
+    """
+    if file_format != "zip":
+        return export_document(
+            config, session, file, file_format, principal, force=force, as_json=as_json
+        )
     from ..journal.archive import export_session
 
     async def export(journal: Journal) -> ArchiveManifest:
@@ -57,6 +73,47 @@ def export_command(
     writer.write_line(f"{runs} in {file}, {format_size(file_bytes)}")
     for digest in skipped:
         writer.write_warning(f"left out, because it is damaged: {digest}")
+    return 0
+
+
+def export_document(
+    config: Config,
+    name: str,
+    file: Path,
+    file_format: str,
+    principal: str,
+    *,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Write a session as a notebook, or a run as a page."""
+    from ..exports.notebook import build_notebook
+    from ..exports.run_page import build_run_page
+
+    async def build(journal: Journal) -> str:
+        if file_format == "html":
+            row = await resolve_run(journal, name, principal)
+            session = await journal.load_session(row.session_id)
+            return build_run_page(session, await load_run(journal, row))
+        session = await find_session(journal, name, principal)
+        rows = await journal.load_lineage(session.tip)
+        return build_notebook(session, [await load_run(journal, row) for row in rows])
+
+    text = read_journal(config, build)
+    try:
+        with file.open("w" if force else "x", encoding="utf-8", errors="backslashreplace") as out:
+            out.write(text)
+    except FileExistsError:
+        raise InvalidRequest(f"{file} exists.", remedy="Use --force to replace it.") from None
+    except OSError as exc:
+        raise InvalidRequest(
+            f"{file} cannot be written: {exc.strerror}.", remedy="Name another file."
+        ) from exc
+    size = file.stat().st_size
+    if as_json:
+        print_json({"file": str(file), "bytes": size})
+    else:
+        ConsoleWriter().write_line(f"{file}, {format_size(size)}")
     return 0
 
 

@@ -5,7 +5,8 @@ They need the runtime, so each of them opens an app of its own, which serves no 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ MAX_LEFT_CALL_CHARS = 300  # of the arguments of a call that a rewind does not u
 if TYPE_CHECKING:
     from ..app import App
     from ..runtime.run_diff import RunDiff
-    from ..runtime.time_travel import Rewound
+    from ..runtime.time_travel import ChangedAnswer, Rewound
 
 
 @asynccontextmanager
@@ -162,6 +163,14 @@ def fork_command(
     metavar="SERVER",
     help="Call this server, or tool (server.tool), instead of the recording. May be repeated.",
 )
+@click.option(
+    "--answer",
+    "answers",
+    multiple=True,
+    metavar="CALL=JSON",
+    help="Give the step's call of this number another answer. May be repeated.",
+)
+@click.option("--following", is_flag=True, help="Execute the steps after STEP again, too.")
 @principal_option
 @json_option
 @full_option
@@ -173,20 +182,33 @@ def rerun_command(
     step: str | None,
     code_file: Path | None,
     live: tuple[str, ...],
+    answers: tuple[str, ...],
+    following: bool,
     principal: str,
     as_json: bool,
     show_full: bool,
 ) -> int:
     """Execute a STEP of SESSION, or all, again in a fresh sandbox with recorded answers.
 
-    Shows what differs from the recording. Exits with 1 if something differs, unless --code or
-    --live asks for a difference. STEP is a step of the session's lineage or a run id (r_...).
+    Shows what differs from the recording. Exits with 1 if something differs, unless --code,
+    --answer or --live asks for a difference. STEP is a step of the session's lineage or a run id
+    (r_...).
     """
     from ..runtime.run_diff import diff_to_json
     from . import views
 
     code = load_code(code_file)
-    diffs = run_until_signal(rerun_session, config, principal, session, step, code, live)
+    diffs = run_until_signal(
+        rerun_session,
+        config,
+        principal,
+        session,
+        step,
+        code,
+        live,
+        [parse_answer_option(each) for each in answers],
+        following,
+    )
     is_equal = all(diff.is_equal for diff, _ in diffs)
     if as_json:
         runs = [{"differs": fields, **diff_to_json(diff)} for diff, fields in diffs]
@@ -201,7 +223,20 @@ def rerun_command(
             for text in diff.damage:
                 writer.write_warning(text)
         writer.write_footer()
-    return 0 if is_equal or code is not None or live else 1
+    return 0 if is_equal or code is not None or live or answers else 1
+
+
+def parse_answer_option(text: str) -> ChangedAnswer:
+    """Return an answer that an option gives as CALL=JSON; raises `InvalidRequest`."""
+    from ..runtime.time_travel import ChangedAnswer
+
+    number, _, answer = text.partition("=")
+    try:
+        return ChangedAnswer(int(number), json.loads(answer))
+    except ValueError:
+        raise InvalidRequest(
+            f"{text!r:.80} is no answer of a call.", remedy="Write it as 2='{\"found\": 3}'."
+        ) from None
 
 
 async def rerun_session(
@@ -211,6 +246,8 @@ async def rerun_session(
     target: str | None,
     code: str | None,
     live: tuple[str, ...],
+    answers: Sequence[ChangedAnswer],
+    following: bool,
 ) -> list[tuple[RunDiff, list[str]]]:
     """Return how each run differs from its repetition, and the names of the fields that do."""
     from ..runtime import time_travel
@@ -222,10 +259,21 @@ async def rerun_session(
         session = await find_session(journal, name, principal)
         step, run = parse_step_or_run(target)
         originals = await time_travel.find_rerun_targets(
-            journal, session, step, run, only_last=code is not None
+            journal,
+            session,
+            step,
+            run,
+            only_last=code is not None or bool(answers),
+            following=following,
         )
         rerun = await time_travel.rerun_runs(
-            app.runtime, originals, session.principal, code=code, live=live
+            app.runtime,
+            originals,
+            session.principal,
+            code=code,
+            answers=answers,
+            changed=0 if following else -1,
+            live=live,
         )
         diffs = []
         for original, report in zip(originals, rerun.reports, strict=True):

@@ -7,9 +7,11 @@ other. How a sandbox gets into a state is the business of `environment`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..errors import Conflict, NotFound
+from ..journal.events import CallError
 from ..journal.recording import Recording, load_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, RunRow, SessionRow
 from ..journal.store import Journal
@@ -32,6 +34,15 @@ class Rerun:
     session: Session
     reports: list[RunReport] = field(default_factory=list)  # of the new runs, in order
     differences: dict[str, list[str]] = field(default_factory=dict)  # fields, by recorded run
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """Another answer for a recorded call; `call` counts the calls of its step from 1."""
+
+    call: int
+    value: Any = None
+    error: str | None = None  # the message of the error that the call raises
 
 
 @dataclass(frozen=True)
@@ -156,15 +167,19 @@ async def rerun_runs(
     principal: str,
     *,
     code: str | None = None,
+    answers: Sequence[ChangedAnswer] = (),
+    changed: int = -1,
     live: Collection[str] = (),
     watch: Callable[[Run], Awaitable[None]] = Run.wait_until_finished,
 ) -> Rerun:
     """Execute recorded runs again, one after the other, in a new sandbox, with recorded answers.
 
-    `code` replaces the code of the last run. Calls to the servers or tools in `live` are made.
+    `code` and `answers` replace those of the run at the position `changed`, the last one if nothing
+    else is said. Calls to the servers or tools in `live` are made.
     What came before the first run is rebuilt. The session that the runs belong to does not change.
     """
-    check_repeatable(targets if code is None else targets[:-1])
+    edited = targets[changed]
+    check_repeatable([each for each in targets if code is None or each is not edited])
     for session in {target.session_id for target in targets}:
         await runtime.wait_for_files(session)
     journal = runtime.journal
@@ -174,8 +189,10 @@ async def rerun_runs(
     try:
         for target in targets:
             recording = await load_recording(journal, target)
-            own_code = code if target is targets[-1] else None
-            run = rerun.session.enqueue_run(_rerun_spec(recording, own_code, live))
+            own_code, given = None, recording
+            if target is edited:
+                own_code, given = code, change_answers(recording, answers)
+            run = rerun.session.enqueue_run(_rerun_spec(given, own_code, live))
             await watch(run)
             if run.failure is not None:
                 raise run.failure
@@ -187,18 +204,53 @@ async def rerun_runs(
     return rerun
 
 
+def change_answers(recording: Recording, answers: Sequence[ChangedAnswer]) -> Recording:
+    """Return a recording in which some calls have other answers; raises `Conflict`."""
+    calls = list(recording.calls)
+    listed = [position for position, call in enumerate(calls) if call.in_ledger]
+    for answer in answers:
+        if not 1 <= answer.call <= len(listed):
+            raise Conflict(
+                f"Step {recording.start.step} has {len(listed)} calls, and no call {answer.call}.",
+                remedy="Calls count from 1, in the order in which the step lists them.",
+            )
+        call = calls[listed[answer.call - 1]]
+        if call.finished_sequence is None:
+            raise Conflict(
+                f"Call {answer.call} has no answer in the journal.",
+                remedy="Change the answer of another call.",
+            )
+        error: CallError | None = None
+        if answer.error is not None:
+            error = {"kind": "tool_error", "message": answer.error, "data": None}
+        changed = replace(call, value=answer.value, error=error, summary=None)
+        calls[listed[answer.call - 1]] = changed
+    return replace(recording, calls=tuple(calls))
+
+
 async def find_rerun_targets(
-    journal: Journal, session: SessionRow, step: int | None, run: str | None, *, only_last: bool
+    journal: Journal,
+    session: SessionRow,
+    step: int | None,
+    run: str | None,
+    *,
+    only_last: bool,
+    following: bool = False,
 ) -> list[RunRow]:
     """Return the runs that a rerun executes: the one at a step, or without one the whole session.
 
-    With `only_last`, the last step stands for the session. Raises `NotFound`, `Conflict`.
+    With `only_last`, the last step stands for the session. With `following`, the steps that led
+    from the step to the session's state are executed, too. Raises `NotFound`, `Conflict`.
     """
     if step is None and run is None and not only_last:
         targets = await journal.load_lineage(session.tip)
     else:
         target = await find_target(journal, session, step, run)
         targets = [] if target is None else [target]
+        if following and target is not None:
+            lineage = await journal.load_lineage(session.tip)
+            ids = [row.id for row in lineage]
+            targets += lineage[ids.index(target.id) + 1 :] if target.id in ids else []
     if not targets:
         handle = session.name or session.id
         raise Conflict(f"The session {handle} has no such step to execute.")

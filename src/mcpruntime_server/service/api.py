@@ -19,6 +19,7 @@ from . import inspection_models
 from .api_services import ApiServices
 from .authentication import Authentication
 from .event_models import RunEvent
+from .export_api import ExportApi
 from .inspection_api import InspectionApi
 from .openapi import ApiRoute, Handler, OpenApiDocument
 from .problems import build_problem, problem_response
@@ -211,6 +212,28 @@ INSPECTION_ROUTES: tuple[ApiRoute[InspectionApi], ...] = (
         "call nothing. The session does not change.",
     ),
     ApiRoute(
+        "GET",
+        f"{RUN_PATH}/calls",
+        "listCalls",
+        InspectionApi.list_calls,
+        ("read",),
+        {200: inspection_models.RecordedCallsDocument},
+        errors=[404],
+        description="The calls of a run with their recorded answers.",
+    ),
+    ApiRoute(
+        "GET",
+        f"{RUN_PATH}/diff",
+        "diffRuns",
+        InspectionApi.diff_runs,
+        ("read",),
+        {200: inspection_models.DiffDocument},
+        query=inspection_models.DiffQuery,
+        errors=[400, 404],
+        description="How another run differs from this one: code, output, calls, value, error, "
+        "status and files. Texts are unified differences.",
+    ),
+    ApiRoute(
         "POST",
         f"{RUN_PATH}/variables",
         "listVariables",
@@ -221,7 +244,45 @@ INSPECTION_ROUTES: tuple[ApiRoute[InspectionApi], ...] = (
         description="The variables after a step, and what the step has changed.",
     ),
 )
-API_ROUTES: tuple[ApiRoute[Any], ...] = (*RUN_ROUTES, *SESSION_ROUTES, *INSPECTION_ROUTES)
+EXPORT_ROUTES: tuple[ApiRoute[ExportApi], ...] = (
+    ApiRoute(
+        "GET",
+        f"{RUN_PATH}/page.html",
+        "exportPage",
+        ExportApi.export_page,
+        ("read",),
+        {200: bytes},
+        errors=[404],
+        description="A run as an HTML file that needs nothing else and has no scripts.",
+    ),
+    ApiRoute(
+        "GET",
+        f"{RUN_PATH}/value.csv",
+        "exportTable",
+        ExportApi.export_table,
+        ("read",),
+        {200: bytes},
+        errors=[404, 409],
+        description="The value of a run as CSV, if it is a table. Text that a spreadsheet would "
+        "execute as a formula is quoted.",
+    ),
+    ApiRoute(
+        "GET",
+        f"{SESSION_PATH}/notebook.ipynb",
+        "exportNotebook",
+        ExportApi.export_notebook,
+        ("read",),
+        {200: bytes},
+        errors=[404],
+        description="The steps of a session, with their recorded outputs, as a Jupyter notebook.",
+    ),
+)
+API_ROUTES: tuple[ApiRoute[Any], ...] = (
+    *RUN_ROUTES,
+    *SESSION_ROUTES,
+    *INSPECTION_ROUTES,
+    *EXPORT_ROUTES,
+)
 
 
 def bind_api_handlers(services: ApiServices) -> list[tuple[ApiRoute[Any], Handler]]:
@@ -231,6 +292,7 @@ def bind_api_handlers(services: ApiServices) -> list[tuple[ApiRoute[Any], Handle
         *((each, partial(each.handler, runs)) for each in RUN_ROUTES),
         *((each, partial(each.handler, sessions)) for each in SESSION_ROUTES),
         *((each, partial(each.handler, inspection)) for each in INSPECTION_ROUTES),
+        *((each, partial(each.handler, ExportApi(services))) for each in EXPORT_ROUTES),
     ]
     return [(each, answer_errors(handler)) for each, handler in bound]
 

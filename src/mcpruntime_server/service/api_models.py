@@ -219,12 +219,31 @@ class ForkRequest(TargetRequest):
     name: SessionName | None = None
 
 
+class AnswerChange(BodyModel):
+    """Another answer for a call of a step: a value, or the error that the call raises."""
+
+    call: Annotated[
+        int,
+        Field(ge=1, le=MAX_STEP, description="Its position among the calls of the step, from 1."),
+        BeforeValidator(to_integer),
+    ]
+    value: Any = None
+    error: Annotated[str | None, Field(max_length=MAX_PATH_CHARS)] = None
+
+
 class RerunRequest(TargetRequest):
     """The step to execute again; all steps, if none is named."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"step": 2}], "not": BOTH_TARGETS})
 
     code: Annotated[Code | None, Field(description="Instead of that of the step.")] = None
+    answers: Annotated[
+        list[AnswerChange],
+        Field(max_length=MAX_ANSWERS, description="Instead of the recorded answers of the step."),
+    ] = []
+    following: Annotated[
+        bool, Field(description="Execute the steps after it again, too, on the changed state.")
+    ] = False
     live: Annotated[
         list[Handle],
         Field(

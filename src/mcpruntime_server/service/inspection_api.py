@@ -5,32 +5,43 @@ They need the scope `run`, although they only look: code is executed for each of
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..journal.recording import RecordedCall
 from ..journal.rows import RunRow
 from ..protocol.truncation import truncate_text
 from ..runtime.inspector import QUESTION_TIMEOUT_S, ProbeRequest
+from ..runtime.run_diff import diff_runs, diff_to_json
+from ..runtime.run_history import load_run
 from ..runtime.run_report import display_value
 from ..server.run_lookup import RunLookup
 from .api_models import MediaDocument
 from .api_services import ApiServices
 from .authentication import find_principal
-from .documents import MAX_OUTPUT_CHARS, MAX_VALUE_CHARS
+from .documents import MAX_LISTED_CALLS, MAX_OUTPUT_CHARS, MAX_VALUE_CHARS
 from .event_models import RunErrorInfo
 from .inspection_models import (
     AnswerDocument,
+    DiffDocument,
+    DiffQuery,
     HitDocument,
     ProbeBody,
     ProbeDocument,
     QuestionBody,
+    RecordedCallDocument,
+    RecordedCallsDocument,
     ShownValueDocument,
     VariableDocument,
     VariablesDocument,
 )
-from .requests import document_response, read_body
+from .requests import document_response, read_body, read_query
+
+MAX_ANSWER_CHARS = 64 * 1024  # of a recorded answer that is shown
 
 
 class InspectionApi:
@@ -111,8 +122,55 @@ class InspectionApi:
             )
         )
 
+    async def list_calls(self, request: Request) -> Response:
+        """Return the calls of a run with their recorded answers."""
+        row, _ = await self._find_run(request)
+        run = await load_run(self._runtime.journal, row)
+        listed = [call for call in run.calls if call.in_ledger]
+        return document_response(
+            RecordedCallsDocument(
+                run=row.id,
+                calls=[
+                    build_recorded_call(number, call)
+                    for number, call in enumerate(listed[:MAX_LISTED_CALLS], 1)
+                ],
+                call_count=len(listed),
+            )
+        )
+
+    async def diff_runs(self, request: Request) -> Response:
+        """Compare two runs of the principal."""
+        lookup = RunLookup(self._runtime, find_principal(request.scope))
+        row, _ = await lookup.load_run_rows(request.path_params["run_id"])
+        other = read_query(request, DiffQuery).other or row.parent_id or row.id
+        compared, _ = await lookup.load_run_rows(other)
+        await self._runtime.wait_for_files(compared.session_id)
+        found = await diff_runs(self._runtime.journal, row, compared)
+        return document_response(DiffDocument.model_validate(diff_to_json(found)))
+
     async def _find_run(self, request: Request) -> tuple[RunRow, str]:
         """Return the run of the address and its principal; raises `NotFound`."""
         lookup = RunLookup(self._runtime, find_principal(request.scope))
         row, _ = await lookup.load_run_rows(request.path_params["run_id"])
         return row, lookup.principal
+
+
+def build_recorded_call(number: int, call: RecordedCall) -> RecordedCallDocument:
+    """Return a call with its answer, unless that is long."""
+    is_long = len(json.dumps(call.value)) > MAX_ANSWER_CHARS
+    status: Literal["ok", "error", "started"] = "ok"
+    if call.error is not None:
+        status = "error"
+    elif call.finished_sequence is None:
+        status = "started"
+    return RecordedCallDocument(
+        number=number,
+        target=call.target,
+        args=truncate_text(call.args, MAX_ANSWER_CHARS)[0],
+        status=status,
+        value=None if is_long else call.value,
+        cut=is_long,
+        error=None if call.error is None else call.error["message"],
+        line=call.line_number,
+        duration_ms=call.duration_ms,
+    )

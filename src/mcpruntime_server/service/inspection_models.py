@@ -8,7 +8,16 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from ..runtime.inspector import DEFAULT_HITS, MAX_EXPRESSION_CHARS
 from ..runtime.run_report import MAX_PROBE_HITS, RunStatus
-from .api_models import MAX_TIMEOUT_S, BodyModel, Code, Document, MediaDocument, to_integer
+from .api_models import (
+    MAX_TIMEOUT_S,
+    BodyModel,
+    Code,
+    Document,
+    Handle,
+    MediaDocument,
+    RequestModel,
+    to_integer,
+)
 from .event_models import RunErrorInfo
 
 MAX_LINE = 10_000_000
@@ -43,6 +52,79 @@ class QuestionBody(BodyModel):
 
     code: Code
     timeout_s: Annotated[float | None, Field(gt=0, le=MAX_TIMEOUT_S)] = None
+
+
+class RecordedCallDocument(Document):
+    """A call of a run with its recorded answer, which may be long; `number` counts from 1."""
+
+    number: int
+    target: str
+    args: str = Field(description="JSON.")
+    status: Literal["ok", "error", "started"]
+    value: Any = Field(description="null, too, if it is too long to be shown: see `cut`.")
+    cut: bool
+    error: str | None
+    line: int | None
+    duration_ms: float
+
+
+class RecordedCallsDocument(Document):
+    """The calls of a run, in their order."""
+
+    run: str
+    calls: list[RecordedCallDocument]
+    call_count: int
+
+
+class DiffQuery(RequestModel):
+    """The run that is compared."""
+
+    other: Annotated[
+        Handle | None, Field(description="The other run; without it, the run before this one.")
+    ] = None
+
+
+class ValueChangeDocument(Document):
+    """A field that differs; null where a run does not have it."""
+
+    a: Any
+    b: Any
+
+
+class CallChangeDocument(Document):
+    """A call that one run did not make, or that ended differently."""
+
+    target: str
+    args: str = Field(description="JSON.")
+    nth: int
+    a: Any
+    b: Any
+
+
+class FileChangeDocument(Document):
+    """A file that differs at the ends of the runs; `text` is the difference of short texts."""
+
+    path: str
+    a: Any
+    b: Any
+    text: str
+
+
+class DiffDocument(Document):
+    """How run `b` differs from run `a`."""
+
+    a: str
+    b: str
+    equal: bool
+    code: str
+    stdout: str
+    stderr: str
+    calls: list[CallChangeDocument]
+    value: ValueChangeDocument | None
+    error: ValueChangeDocument | None
+    status: ValueChangeDocument | None
+    files: list[FileChangeDocument]
+    damage: list[str]
 
 
 class ShownValueDocument(Document):

@@ -185,10 +185,21 @@ class SessionApi:
         time_travel.check_live_targets(body.live, self._package_names())
         await self._runtime.wait_for_files(row.id)
         targets = await time_travel.find_rerun_targets(
-            self._journal, row, body.step, body.run, only_last=body.code is not None
+            self._journal,
+            row,
+            body.step,
+            body.run,
+            only_last=body.code is not None or bool(body.answers),
+            following=body.following,
         )
         rerun = await time_travel.rerun_runs(
-            self._runtime, targets, row.principal, code=body.code, live=body.live
+            self._runtime,
+            targets,
+            row.principal,
+            code=body.code,
+            answers=[time_travel.ChangedAnswer(**each.model_dump()) for each in body.answers],
+            changed=0 if body.following else -1,
+            live=body.live,
         )
         scratch = await self._journal.load_session(rerun.session.id)
         runs = []

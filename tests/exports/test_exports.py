@@ -1,0 +1,126 @@
+"""What exports hold, and that nothing of a recording acts in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from html.parser import HTMLParser
+from typing import Any
+
+import nbformat
+import pytest
+
+from mcpruntime_server.errors import Conflict
+from mcpruntime_server.exports.csv_table import build_csv
+from mcpruntime_server.exports.notebook import build_notebook
+from mcpruntime_server.exports.run_page import build_run_page
+from mcpruntime_server.journal.events import FileEntry, FilesChanged, RunFinished, RunStarted
+from mcpruntime_server.journal.recording import RecordedCall
+from mcpruntime_server.journal.rows import RunRow, SessionRow
+from mcpruntime_server.runtime.run_history import RecordedRun
+
+READ_NOTEBOOK: Any = nbformat.reads  # without types
+HOSTILE = (
+    "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>'\"`\x1b[31m\u202e{{7*7}}"
+)
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
+    "awAAAABJRU5ErkJggg=="
+)
+
+
+def make_run(text: str) -> tuple[SessionRow, RecordedRun]:
+    row = RunRow("r_One", "s_One", None, 1, "n", "error", 1.0, 2.0, None, frozenset())
+    session = SessionRow(
+        "s_One", text, "me", 1.0, 2.0, owner=None, tip="r_One", run_count=1, origin=None, purpose=""
+    )
+    start = RunStarted(
+        run_id="r_One",
+        parent_id=None,
+        step=1,
+        code=f"x = 1  # {text}",
+        name="<step 1>",
+        timeout_s=1.0,
+        idempotency_key=None,
+        seed="1",
+        replayed_run=None,
+        stale_packages=[],
+    )
+    error: Any = {"type": text, "message": text, "traceback": text, "line": None, "hint": ""}
+    value: Any = {"kind": "repr", "text": text, "type": text, "cut": False}
+    media: Any = [{"mime_type": "image/png", "data": PNG}]
+    finish = RunFinished("error", value, error, {"wall_ms": 1.0}, [], media)
+    call = RecordedCall(1, f"tools.{text}", json.dumps({"a": text}), 0, "read", 1, 2, text)
+    files = FilesChanged({text: FileEntry(digest="0" * 64, size=1, mode=0o644)}, [text])
+    output = {"stdout": text, "stderr": text}
+    return session, RecordedRun(row, start, (call,), output, finish, files)
+
+
+class TagCollector(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_a_page_needs_nothing_and_executes_nothing() -> None:
+    page = build_run_page(*make_run(HOSTILE))
+    parser = TagCollector()
+    parser.feed(page)
+    names = {tag for tag, _ in parser.tags}
+    assert not names & {"script", "link", "iframe", "object", "form", "base", "svg"}
+    for tag, attributes in parser.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        if tag == "img":
+            assert str(attributes["src"]).startswith("data:image/png;base64,")
+    assert "&lt;script&gt;alert(1)" in page
+    assert "49" not in page.replace("#", "")
+
+
+def test_a_notebook_is_valid_and_has_text_and_images_only() -> None:
+    session, run = make_run(HOSTILE)
+    notebook = READ_NOTEBOOK(build_notebook(session, [run]), 4)
+    nbformat.validate(notebook)
+    (cell,) = notebook.cells
+    assert cell.source == run.code
+    assert [each.output_type for each in cell.outputs] == [
+        "stream",
+        "stream",
+        "display_data",
+        "execute_result",
+        "error",
+    ]
+    kinds = {kind for each in cell.outputs for kind in each.get("data", {})}
+    assert kinds == {"image/png", "text/plain"}
+
+
+def read_csv(data: Any) -> list[list[str]]:
+    value: Any = {"kind": "json", "text": json.dumps(data), "type": "list", "cut": False}
+    return list(csv.reader(io.StringIO(build_csv(value))))
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (
+            [{"a": 1, "b": "x"}, {"a": -2, "c": None}],
+            [["a", "b", "c"], ["1", "x", ""], ["-2", "", ""]],
+        ),
+        ([[1, "=1+1"], [2, "a,b\n"]], [["1", "'=1+1"], ["2", "a,b\n"]]),
+        ({"n": [1, 2], "@m": ["+x", " -y"]}, [["n", "'@m"], ["1", "'+x"], ["2", "' -y"]]),
+        (["\tx", "\uff1d1", "ok"], [["'\tx"], ["'\uff1d1"], ["ok"]]),
+    ],
+)
+def test_tables_of_all_shapes_are_written_without_formulas(
+    data: Any, rows: list[list[str]]
+) -> None:
+    assert read_csv(data) == rows
+
+
+@pytest.mark.parametrize("data", [1, "text", {}, {"a": 1}, [], [1, [2]], {"a": [1], "b": []}])
+def test_what_is_no_table_is_refused(data: Any) -> None:
+    with pytest.raises(Conflict):
+        read_csv(data)
