@@ -16,7 +16,7 @@ PACKAGE = "mcpruntime_server"
 SOURCE = ROOT / "src" / PACKAGE
 
 RECORDS = frozenset({"errors", "protocol", "config", "journal"})
-CAPABILITIES = ("tools", "skills", "llm", "knowledge", "inputs", "agent", "web")
+CAPABILITIES = ("tools", "skills", "llm", "knowledge", "inputs", "agent", "web", "packages")
 CAPABILITY_ROOMS = frozenset(f"capabilities.{name}" for name in CAPABILITIES)
 TABLE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -33,6 +33,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     "capabilities.inputs": RECORDS | {"capabilities"},
     "capabilities.agent": RECORDS | {"capabilities"},
     "capabilities.web": RECORDS | {"capabilities"},
+    "capabilities.packages": RECORDS | {"capabilities"},
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS
     | {"runtime", "capabilities"}
@@ -45,6 +46,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     | {"sandbox", "capabilities", "runtime", "server", "service", "viewer"},
     "cli": RECORDS
     | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
+    | {"capabilities.packages"}
     | {"runtime", "server", "service", "exports", "viewer", "app"},
 }
 NEWER_THAN_39 = {"tomllib"}

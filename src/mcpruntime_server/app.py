@@ -123,6 +123,11 @@ def acquire_lease(folder: Path) -> ServerLease:
         ) from exc
 
 
+def may_ask_for_packages(config: Config) -> bool:
+    """Return whether code may ask for packages."""
+    return config.sandbox.packages_on_demand != "off"
+
+
 @asynccontextmanager
 async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
     """Yield the configured backend; `auto` is Docker, the only one that isolates."""
@@ -138,6 +143,7 @@ async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
         KERNEL_ENV,
         owner,
         is_alive,
+        packages_folder=config.server.packages_dir if may_ask_for_packages(config) else None,
         has_web=bool(config.network.rules),
     )
     try:
@@ -314,6 +320,8 @@ async def open_app(
                 },
                 observers,
             )
+            if may_ask_for_packages(config):
+                router.add_route("packages", await build_packages_route(config))
             if config.network.rules:
                 await add_web_routes(config, journal, router, optional)
             async with (
@@ -417,6 +425,19 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
         verdict_for=decide,
         is_open_world=catalog.is_open_world,
     )
+
+
+async def build_packages_route(config: Config) -> Route:
+    """Return the route by which code asks for packages."""
+    from .capabilities.packages.package_installer import PackageInstaller
+    from .capabilities.packages.wheel_cache import WheelCache
+
+    settings = config.sandbox
+    cache = WheelCache(config.server.packages_dir, settings.package_mb * MB)
+    await to_thread.run_sync(cache.create)
+    mode: Verdict = "ask" if settings.packages_on_demand == "ask" else "allow"
+    installer = PackageInstaller(cache, mode, settings.allowed_packages)
+    return Route(installer.handle_call, lambda _: "read", verdict_for=installer.decide)
 
 
 async def add_web_routes(

@@ -40,6 +40,7 @@ COMMAND_MODULES = {
     "files": ".files",
     "gc": ".archives",
     "image": ".installation",
+    "packages": ".packages",
     "replay": ".replay",
     "restore": ".backups",
     "runs": ".replay",

@@ -49,6 +49,7 @@ TABLE_KEYS = {("policy", "tools"), ("network", "credentials")}  # a variable can
 PATH_LIST_KEYS = {("sandbox", "mounts"), ("skills", "folders"), ("server", "context_roots")}
 LIST_KEYS = {
     ("sandbox", "packages"),
+    ("sandbox", "allowed_packages"),
     ("policy", "reads"),
     ("skills", "trusted_keys"),
     ("network", "allow"),

@@ -156,6 +156,11 @@ class ServerSettings(SettingsTable):
     result_items: PositiveInt = 200
     context_roots: tuple[Path, ...] = ()  # `context` of run_code may name files below these
 
+    @property
+    def packages_dir(self) -> Path:
+        """The folder of the packages that code has asked for."""
+        return self.data_dir / "packages" / "wheels"
+
 
 @dataclass(frozen=True, kw_only=True)
 class JournalSettings(SettingsTable):
@@ -175,6 +180,9 @@ class SandboxSettings(SettingsTable):
     image: str = ""  # empty: the image that `image build` makes from the next two settings
     base_image: str = "python:3.12-slim"
     packages: tuple[str, ...] = ("numpy", "pandas", "matplotlib")
+    packages_on_demand: Literal["off", "ask", "allow"] = "ask"  # whether code may ask for others
+    allowed_packages: tuple[str, ...] = ("*",)  # names or patterns of those
+    package_mb: PositiveInt = 1024  # of one of those, unpacked
     runtime: str = ""  # empty: the engine's default; e.g. "runsc"
     memory_mb: PositiveInt = 512
     cpus: PositiveFloat = 1.0

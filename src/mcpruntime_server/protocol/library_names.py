@@ -11,6 +11,7 @@ TOOLS_PACKAGE = "tools"
 SKILLS_PACKAGE = "skills"
 KNOWLEDGE_MODULE = "knowledge"
 MODELS_MODULE = "llm"
+PACKAGES_MODULE = "packages"
 
 # the names of the package `tools` that no server's module can have
 TOOLS_NAMES = (

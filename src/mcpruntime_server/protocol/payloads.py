@@ -18,6 +18,7 @@ class SandboxFacts(TypedDict):
     mounts: List[str]  # folders of the sandbox that are the user's: "/data", "/out (writable)"
     export_dir: str  # the user's folder that `export` copies files to
     fetchers: List[str]  # tools that fetch from the network, as far as known when a run starts
+    packages_folder: str  # where packages appear that code asks for; "": it may not ask
     web_rules: List[str]  # the web requests that code may make
 
 

@@ -18,6 +18,7 @@ NO_FACTS: Dict[str, Any] = {
     "mounts": [],
     "export_dir": "",
     "fetchers": [],
+    "packages_folder": "",
     "web_rules": [],
 }
 MAX_NAMED_FOLDERS = 5
@@ -28,6 +29,8 @@ MAX_NAMED_RULES = 10
 def describe_sandbox(facts: SandboxFacts, python: str, packages: Sequence[str]) -> str:
     """Return three lines: interpreter and packages, the user's files, and the time limit."""
     installed = list_some(packages, MAX_NAMED_PACKAGES) or "the standard library alone"
+    if facts["packages_folder"]:
+        installed += " (packages.install brings others)"
     place = "the user's own machine"
     if facts["is_isolated"]:
         place = f"a container {describe_network(facts)}"

@@ -64,6 +64,7 @@ MAX_TARGET_CHARS = 1_000  # of the name of what is called
 MAX_DATA_DEPTH = 100  # of nested arrays and objects in a message; no JSON reader refuses as much
 HEADER_BYTES = 5  # length and type code
 ABANDON_TARGET = "runtime.abandon"  # tells that code no longer waits for the call in `args["call"]`
+PACKAGES_FOLDER = "/packages"  # where a container sees what code has asked for, by digest
 INPUTS_FOLDER = "/context"  # where a container mounts the folder of its inputs
 MARKER_FILE = ".here"  # the file in that folder that names the sandbox it belongs to
 BROKEN_EXIT_CODE = 70  # of an interpreter that user code has damaged beyond use

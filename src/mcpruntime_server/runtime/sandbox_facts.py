@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..config import SandboxSettings, ServerSettings
 from ..journal.store import Journal
 from ..protocol.payloads import SandboxFacts
+from ..protocol.wire import PACKAGES_FOLDER
 from ..sandbox import Backend
 from .sandbox_pool import SandboxPool
 
@@ -30,8 +31,18 @@ def collect_facts(
         "mounts": list(map(describe_mount, sandbox.mounts)) if is_isolated else [],
         "export_dir": os.fspath(settings.export_dir),
         "fetchers": [],
+        "packages_folder": find_packages_folder(settings, sandbox, is_isolated=is_isolated),
         "web_rules": list(web_rules),
     }
+
+
+def find_packages_folder(
+    settings: ServerSettings, sandbox: SandboxSettings, *, is_isolated: bool
+) -> str:
+    """Return where a sandbox sees the packages that code asks for; "" if it may not ask."""
+    if sandbox.packages_on_demand == "off":
+        return ""
+    return PACKAGES_FOLDER if is_isolated else os.fspath(settings.packages_dir)
 
 
 def describe_mount(entry: str) -> str:

@@ -184,9 +184,11 @@ class DockerBackend:
         owner: str,
         is_alive: Callable[[str], bool],
         *,
+        packages_folder: Path | None = None,
         has_web: bool = False,
     ) -> None:
         self._settings = settings
+        self._packages_folder = packages_folder
         self._has_web = has_web
         self._argv = argv
         self._env = env
@@ -274,6 +276,7 @@ class DockerBackend:
             uid=hardening.choose_uid(self._settings, is_mapped=mapped),
             cpuset=",".join(map(str, self._pinned_cpus.get(name, ()))),
             inputs=str(self._shared_folders.root / name) if shares else "",
+            packages=str(self._packages_folder) if shares and self._packages_folder else "",
             has_web=self._has_web,
         )
         try:

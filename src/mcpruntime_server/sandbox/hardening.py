@@ -20,7 +20,7 @@ from typing import Any
 
 from ..config import SandboxSettings
 from ..errors import ConfigError
-from ..protocol.wire import INPUTS_FOLDER
+from ..protocol.wire import INPUTS_FOLDER, PACKAGES_FOLDER
 
 BYTES_PER_MB = 1024 * 1024
 WORKSPACE_FOLDER = "/workspace"
@@ -37,7 +37,13 @@ OOM_SCORE = 500  # if the host runs out of memory, sandboxes die before its own 
 UID_RANGE = range(0x7000_0000, 0x7FFF_0000)  # not used by distributions for users or containers
 MAPPED_UID_RANGE = range(20_000, 60_000)  # an engine with a user namespace has only 65,536 ids
 SYSTEM_FOLDERS = ("/", "/proc", "/sys", "/dev", "/etc", "/usr", "/bin", "/lib", "/lib64", "/sbin")
-RESERVED_FOLDERS = (*SYSTEM_FOLDERS, TMP_FOLDER, WORKSPACE_FOLDER, INPUTS_FOLDER)
+RESERVED_FOLDERS = (
+    *SYSTEM_FOLDERS,
+    TMP_FOLDER,
+    WORKSPACE_FOLDER,
+    INPUTS_FOLDER,
+    PACKAGES_FOLDER,
+)
 
 
 def make_container_config(
@@ -50,11 +56,13 @@ def make_container_config(
     uid: int,
     cpuset: str = "",
     inputs: str = "",
+    packages: str = "",
     has_web: bool = False,
 ) -> dict[str, Any]:
     """Return the body of the request that creates a container, which sees the folder `inputs`.
 
-    Without one, it has a volume there that only the engine can write. With `has_web`, its loopback
+    Without one, it has a volume there that only the engine can write. The folder `packages`, if it
+    is named, is seen read-only. With `has_web`, its loopback
     interface can be used, where the web proxy listens.
     """
     return {
@@ -73,7 +81,7 @@ def make_container_config(
         "OpenStdin": True,
         "StdinOnce": True,  # stdin ends with the server; then the supervisor exits
         "NetworkDisabled": not has_web,  # then not even the loopback interface is up
-        "HostConfig": make_host_config(settings, uid, cpuset, inputs, has_web=has_web),
+        "HostConfig": make_host_config(settings, uid, cpuset, inputs, packages, has_web=has_web),
     }
 
 
@@ -91,7 +99,13 @@ def make_environment(settings: SandboxSettings) -> dict[str, str]:
 
 
 def make_host_config(
-    settings: SandboxSettings, uid: int, cpuset: str, inputs: str = "", *, has_web: bool = False
+    settings: SandboxSettings,
+    uid: int,
+    cpuset: str,
+    inputs: str = "",
+    packages: str = "",
+    *,
+    has_web: bool = False,
 ) -> dict[str, Any]:
     """Return the restrictions that the engine enforces on one sandbox."""
     memory_mb = settings.memory_mb + settings.workspace_mb + settings.tmp_mb
@@ -107,6 +121,8 @@ def make_host_config(
     workspace_options = f"exec,mode=0700,uid={uid},gid={uid}"
     mounts = [parse_mount(entry) for entry in settings.mounts]
     mounts.append(make_bind_mount(inputs, INPUTS_FOLDER) if inputs else make_inputs_volume())
+    if packages:
+        mounts.append(make_bind_mount(packages, PACKAGES_FOLDER))
     if settings.runtime in SHARED_KERNEL_RUNTIMES:
         mounts.append(make_terminal_mount())
     return {

@@ -23,6 +23,7 @@ from select import select
 from time import perf_counter, process_time  # bound before `determinism` replaces them in `time`
 
 from ...protocol import wire
+from ...protocol.library_names import PACKAGES_MODULE
 from ...protocol.presentation import SKILL_FILE_PREFIX, describe_error
 from ..library import (
     display,
@@ -30,6 +31,7 @@ from ..library import (
     guidance,
     knowledge,
     models,
+    packages,
     planned,
     skills,
     tools,
@@ -91,6 +93,8 @@ class Worker:
         self.display = display.install_display(determinism.ImportHooks.run_after_import)
         exports.install_export()
         self.main_module.__dict__["knowledge"] = knowledge.install_knowledge()
+        self.packages = packages.install_packages((setup.facts or {}).get("packages_folder") or "")
+        self.main_module.__dict__[PACKAGES_MODULE] = self.packages
         self.initial_names = dict(self.main_module.__dict__)
         self.probe: Any = None  # of the present run
         self.guide = guidance.Guide(setup.facts)
@@ -318,6 +322,9 @@ class Worker:
     def evaluate_code(self, code: str, name: str) -> Any:
         """Run `code` and return the value of its last expression or last assignment."""
         tree = _parse_code(code, name)
+        dependencies = packages.find_script_dependencies(code)
+        if dependencies:
+            self.packages.install(*dependencies)
         if self.probe is not None and not self.probe.insert(tree):
             return None  # there is nothing to observe
         last = _split_last_value(tree)

@@ -36,6 +36,30 @@ NOT_AWAITABLE = (
     "can't be awaited",
     "an awaitable is required",
 )
+DISTRIBUTIONS = {  # of modules that have another name
+    "Crypto": "pycryptodome",
+    "MySQLdb": "mysqlclient",
+    "OpenSSL": "pyopenssl",
+    "PIL": "pillow",
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "docx": "python-docx",
+    "dotenv": "python-dotenv",
+    "fitz": "pymupdf",
+    "git": "gitpython",
+    "jwt": "pyjwt",
+    "magic": "python-magic",
+    "pptx": "python-pptx",
+    "psycopg2": "psycopg2-binary",
+    "serial": "pyserial",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "usb": "pyusb",
+    "yaml": "pyyaml",
+    "zmq": "pyzmq",
+}
 METHOD_TYPE = "builtin_function_or_method"
 
 
@@ -73,6 +97,11 @@ def _missing_module_hint(exc: ModuleNotFoundError, facts: SandboxFacts) -> str:
     if name in getattr(sys, "stdlib_module_names", ()):
         return ""
     installed = list_some(list_packages(), MAX_NAMED_PACKAGES) or "nothing"
+    if facts["packages_folder"]:
+        distribution = DISTRIBUTIONS.get(name, name)
+        return (
+            f"{name[:MAX_NAME_CHARS]} is not installed. packages.install({distribution!r}) adds it."
+        )
     way_out = "The user can add packages to `[sandbox] packages`."
     if facts["is_isolated"]:
         way_out = f"pip cannot reach anything from here. {way_out}"

@@ -1,0 +1,55 @@
+"""What requirements led to, kept for a day, so that the next session need not ask the index.
+
+An older answer is used only when the index does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from ..atomic_files import write_atomically
+from .requirements import Platform
+from .resolver import ResolvedWheel
+
+MAX_AGE_S = 24 * 3600.0
+MAX_FILE_BYTES = 1024 * 1024
+
+
+class ResolutionCache:
+    """The files in `folder`, one for each question."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, key: str, max_age_s: float = MAX_AGE_S) -> list[ResolvedWheel] | None:
+        """Return what a question led to, unless that was too long ago."""
+        path = self._folder / f"{key}.json"
+        try:
+            if time.time() - path.stat().st_mtime > max_age_s:
+                return None
+            entries = json.loads(path.read_bytes()[:MAX_FILE_BYTES])
+            return [ResolvedWheel(**entry) for entry in entries]
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def keep(self, key: str, wheels: Sequence[ResolvedWheel]) -> None:
+        """Keep what a question led to."""
+        path = self._folder / f"{key}.json"
+        write_atomically(path, json.dumps([asdict(wheel) for wheel in wheels]).encode())
+        os.utime(path)  # it may have been there
+
+
+def make_key(
+    requirements: Sequence[Requirement], installed: Mapping[str, str], platform: Platform
+) -> str:
+    """Return what stands for a question."""
+    parts = [sorted(map(str, requirements)), sorted(installed.items()), vars(platform)]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,162 @@
+"""Wheels that were unpacked once, by digest; sandboxes see them read-only and share them.
+
+Rule 1: nothing of a wheel runs here. It is unpacked as data: no links, no paths that lead out, no
+`.pth` files, bounded in size and number of files.
+Rule 2: a folder appears when all of it is there, and never changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+import zipfile
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from ...errors import CallFailed
+
+DIGEST = re.compile("[0-9a-f]{64}")
+DRAFT_PREFIX = ".draft-"
+MAX_DRAFT_AGE_S = 3600.0
+MAX_WHEEL_FILES = 100_000
+FOLDER_MODE = 0o755  # the sandbox's user is another one than the server's
+FILE_MODE = 0o644
+READ_BYTES = 1 << 20
+BYTES_PER_MB = 1024 * 1024
+ROOT_SCHEMES = ("purelib", "platlib")  # of `NAME.data`, which belong beside the packages
+NOT_IMPORTABLE = (".pth",)  # that Python would execute
+
+
+@dataclass(frozen=True)
+class CachedWheel:
+    """A wheel in the cache."""
+
+    digest: str
+    name: str
+    size: int
+    used_at: float
+
+
+class WheelCache:
+    """The unpacked wheels below `root`, each at most `max_bytes` large."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self.root = root
+        self._max_bytes = max_bytes
+
+    def create(self) -> None:
+        """Create the folder, if there is none; only the server may enter the one around it."""
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(exist_ok=True)
+        self.root.chmod(FOLDER_MODE)
+
+    def has(self, digest: str) -> bool:
+        """Return whether a wheel is there, and note that it is used."""
+        folder = self.root / digest
+        if not DIGEST.fullmatch(digest) or not folder.is_dir():
+            return False
+        os.utime(folder)
+        return True
+
+    def add(self, wheel: Path, digest: str) -> None:
+        """Unpack a downloaded wheel; raises `CallFailed` if it is not what was asked for."""
+        if hash_file(wheel) != digest:
+            raise CallFailed("protocol", f"{wheel.name} does not have the digest of the index.")
+        draft = self.root / f"{DRAFT_PREFIX}{secrets.token_hex(8)}"
+        draft.mkdir()
+        try:
+            self._unpack(wheel, draft)
+            for each in (draft, *filter(Path.is_dir, draft.rglob("*"))):
+                each.chmod(FOLDER_MODE)  # whatever the umask of the server
+            try:
+                draft.rename(self.root / digest)
+            except OSError:  # another server was faster
+                if not self.has(digest):
+                    raise
+        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as exc:
+            raise CallFailed("protocol", f"{wheel.name} cannot be unpacked: {exc}") from exc
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _unpack(self, wheel: Path, folder: Path) -> None:
+        left = self._max_bytes
+        with zipfile.ZipFile(wheel) as archive:
+            entries = archive.infolist()
+            if len(entries) > MAX_WHEEL_FILES:
+                raise ValueError(f"it has more than {MAX_WHEEL_FILES:,} files")
+            for entry in entries:
+                path = place_entry(entry)
+                if path is None:
+                    continue
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as source, target.open("xb") as file:
+                    while data := source.read(READ_BYTES):
+                        left -= len(data)
+                        if left < 0:
+                            raise ValueError(f"it has more than {self._max_bytes:,} bytes")
+                        file.write(data)
+                target.chmod(FILE_MODE)
+
+    def list_wheels(self) -> list[CachedWheel]:
+        """Return all wheels, the most recently used first."""
+        found = []
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            if DIGEST.fullmatch(folder.name):
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                used_at = folder.stat().st_mtime
+                found.append(CachedWheel(folder.name, read_name(folder), size, used_at))
+        return sorted(found, key=lambda wheel: -wheel.used_at)
+
+    def prune(self, unused_days: float) -> list[CachedWheel]:
+        """Remove what was not used for so many days, and drafts; return what was removed."""
+        oldest = time.time() - unused_days * 24 * 3600
+        removed = [wheel for wheel in self.list_wheels() if wheel.used_at < oldest]
+        for wheel in removed:
+            shutil.rmtree(self.root / wheel.digest, ignore_errors=True)
+        for draft in self.root.glob(f"{DRAFT_PREFIX}*"):
+            if draft.stat().st_mtime < time.time() - MAX_DRAFT_AGE_S:
+                shutil.rmtree(draft, ignore_errors=True)
+        return removed
+
+
+def place_entry(entry: zipfile.ZipInfo) -> PurePosixPath | None:
+    """Return where a file of a wheel belongs; None for what is left out.
+
+    Raises `ValueError` if it is no plain file inside the wheel.
+    """
+    name = entry.filename
+    if entry.is_dir():
+        return None
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    path = PurePosixPath(name)
+    is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in name
+    if kind not in (0, stat.S_IFREG) or not is_inside or "\0" in name or ":" in path.parts[0]:
+        raise ValueError(f"{name!r:.100} is not a file inside it")
+    if path.suffix in NOT_IMPORTABLE:
+        return None
+    if path.parts[0].endswith(".data"):
+        if len(path.parts) < 3 or path.parts[1] not in ROOT_SCHEMES:
+            return None  # scripts, headers, data
+        path = PurePosixPath(*path.parts[2:])
+    return path
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def read_name(folder: Path) -> str:
+    """Return name and version of an unpacked wheel, by its `dist-info`."""
+    found = next(folder.glob("*.dist-info"), None)
+    return found.name.removesuffix(".dist-info") if found else ""

@@ -1,0 +1,119 @@
+"""`packages.install`: packages that the image does not have, while the session goes on.
+
+The host resolves and downloads them into a folder that all sandboxes see read-only. Here each
+becomes importable at the end of `sys.path`, where it can hide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import types
+
+from ...protocol.library_names import PACKAGES_MODULE
+from . import tools
+
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
+if TYPE_CHECKING:
+    from typing import Any, Dict, List
+
+HELP = """\
+packages.install("scipy>=1.14", ...) makes packages importable that are not installed, and returns
+their names and versions. They stay for the session. A block at the top of the code does the same:
+# /// script
+# dependencies = ["scipy>=1.14"]
+# ///"""
+SCRIPT_BLOCK = re.compile(r"(?m)^# /// script[ \t]*$\s(?P<content>(?:^#(?:| .*)$\s)+)^# ///[ \t]*$")
+DEPENDENCIES = re.compile(r"(?ms)^dependencies\s*=\s*\[(.*?)\]")
+TOML_TEXT = re.compile(r"\"([^\"\\\n]*)\"|'([^'\n]*)'")
+
+
+class PackagesModule(types.ModuleType):
+    """The module `packages`."""
+
+    folder = ""  # where the sandbox sees the cache; "": nowhere
+
+    @property
+    def _help_text(self) -> str:
+        return HELP
+
+    def install(self, *requirements: str) -> Dict[str, str]:
+        """Make packages importable; return the versions of what was added, by name.
+
+        Each is a name with versions as pip has them: "scipy>=1.14".
+        """
+        if not self.folder:
+            raise ImportError(
+                "Code may not ask for packages here: [sandbox] packages_on_demand is off."
+            )
+        arguments = {
+            "requirements": [str(each) for each in requirements],
+            "installed": list_installed(),
+            "platform": describe_platform(),
+        }
+        shown = {"requirements": arguments["requirements"]}
+        try:
+            answer = tools.host.call("packages.install", arguments)
+        except tools.HostError as error:
+            tools.raise_tool_error(error, "packages.install", shown)
+        return {each["name"]: each["version"] for each in self._add_wheels(answer["wheels"])}
+
+    def _add_wheels(self, wheels: List[Dict[str, str]]) -> List[Dict[str, str]]:
+        for wheel in wheels:
+            path = os.path.join(self.folder, wheel["sha256"])
+            if not self.folder or not os.path.isdir(path):
+                raise ImportError(
+                    f"{wheel['name']} {wheel['version']} is not in this sandbox: its engine is on "
+                    "another machine, or the package was removed from the cache."
+                )
+            if path not in sys.path:
+                sys.path.append(path)
+        return wheels
+
+
+def list_installed() -> Dict[str, str]:
+    """Return the versions of what can be imported, by name."""
+    from importlib import metadata
+
+    found = {}
+    for each in metadata.distributions():
+        name = each.metadata["Name"]
+        if name and name not in found:
+            found[str(name)] = str(each.version)
+    return found
+
+
+def describe_platform() -> Dict[str, str]:
+    """Return what wheels have to be for."""
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        libc = ""
+    return {
+        "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+        "machine": os.uname().machine,
+        "glibc": libc.rpartition(" ")[2],
+    }
+
+
+def find_script_dependencies(code: str) -> List[str]:
+    """Return the dependencies in the block at the top of a script (PEP 723)."""
+    if "# /// script" not in code:
+        return []
+    block = SCRIPT_BLOCK.search(code)
+    if block is None:
+        return []
+    lines = [line[2:] if line.startswith("# ") else line[1:] for line in block[1].splitlines()]
+    found = DEPENDENCIES.search("\n".join(lines))
+    if found is None:
+        return []
+    return [first or second for first, second in TOML_TEXT.findall(found[1])]
+
+
+def install_packages(folder: str) -> Any:
+    """Make the module importable; return it."""
+    module = PackagesModule(PACKAGES_MODULE)
+    module.folder = folder
+    sys.modules[PACKAGES_MODULE] = module
+    return module
