@@ -96,16 +96,14 @@ def _missing_module_hint(exc: ModuleNotFoundError, facts: SandboxFacts) -> str:
         return ""
     if name in getattr(sys, "stdlib_module_names", ()):
         return ""
+    name = name[:MAX_NAME_CHARS]
     installed = list_some(list_packages(), MAX_NAMED_PACKAGES) or "nothing"
-    if facts["packages_folder"]:
-        distribution = DISTRIBUTIONS.get(name, name)
-        return (
-            f"{name[:MAX_NAME_CHARS]} is not installed. packages.install({distribution!r}) adds it."
-        )
     way_out = "The user can add packages to `[sandbox] packages`."
-    if facts["is_isolated"]:
+    if facts["packages_folder"]:
+        way_out = f"packages.install({DISTRIBUTIONS.get(name, name)!r}) adds it."
+    elif facts["is_isolated"]:
         way_out = f"pip cannot reach anything from here. {way_out}"
-    return f"{name[:MAX_NAME_CHARS]} is not installed. Installed: {installed}. {way_out}"
+    return f"{name} is not installed. Installed: {installed}. {way_out}"
 
 
 def _missing_name_hint(exc: NameError) -> str:
