@@ -78,10 +78,11 @@ NESTED_RUN = (
 
 @dataclass(frozen=True)
 class Result:
-    """The expression with the result of a run, and the variable that it is assigned to, if any."""
+    """The expression with the result of a run, and the statements of a function that returns it."""
 
     expression: ast.expr
-    variable: str = ""
+    statements: list[ast.stmt]
+    variable: str = ""  # that it is assigned to
     is_printed: bool = False
 
 
@@ -123,15 +124,18 @@ def find_result(statement: ast.stmt) -> Result:
     match statement:
         case ast.Expr(ast.Call(ast.Name("print"), arguments, keywords)):
             if len(arguments) == 1 and not keywords and not isinstance(arguments[0], ast.Starred):
-                return Result(arguments[0], is_printed=True)
+                returned = ast.Return(arguments[0])
+                return Result(arguments[0], [returned], is_printed=True)
         case ast.Expr(ast.Constant(None)):
             pass
         case ast.Expr(value):
-            return Result(value)
+            return Result(value, [ast.Return(value)])
         case ast.Assign([*_, target], value) | ast.AnnAssign(target, value=ast.expr() as value):
-            return Result(value, ast.unparse(target))
+            variable = ast.unparse(target)
+            return Result(value, [statement, ast.Return(_parse_expression(variable))], variable)
         case ast.AugAssign(ast.Name(name)):
-            return Result(ast.Name(name, ast.Load()), name)
+            value = ast.Name(name, ast.Load())
+            return Result(value, [statement, ast.Return(value)], name)
     raise SkillRefused(
         f"Line {statement.lineno}: the code has no result.",
         remedy="End it with an expression, and save that run.",
@@ -384,8 +388,7 @@ def generate_function(
     beside, inside = split_statements(kept, literals=literals)
     words = _describe_result(kept, result, case.tools, found)
     summary = _summarize_result(words, case)
-    statements = list(replace_literals(inside, found))
-    statements[-1:] = return_result(statements[-1], result)
+    statements = list(replace_literals([*inside[:-1], *result.statements], found))
     if any(each.needs_copy for each in found):
         beside.insert(0, *ast.parse("from copy import deepcopy").body)
     is_async = any(_awaits(node) for node in statements)
@@ -465,16 +468,6 @@ def _is_constant(node: ast.stmt, *, may_be_literal: bool) -> bool:
         case ast.Assign([ast.Name(name)], value) if may_be_literal and name.isupper():
             return is_literal(value)
     return False
-
-
-def return_result(last: ast.stmt, result: Result) -> list[ast.stmt]:
-    """Return what the last statement of a run is in a function: it returns the result."""
-    match last:
-        case ast.Expr(ast.Call(args=[argument])) if result.is_printed:
-            return [ast.Return(argument)]
-        case ast.Expr(value):
-            return [ast.Return(value)]
-    return [last, ast.Return(_parse_expression(result.variable))]
 
 
 def make_run(

@@ -96,7 +96,10 @@ class GuideFolders:
             status = (folder / SKILL_FILE).lstat()
             state = status.st_mtime_ns, status.st_size, status.st_ino
             if folder not in self._cache or self._cache[folder][0] != state:
-                self._cache[folder] = state, _read_guide_or_problem(folder)
+                try:
+                    self._cache[folder] = state, read_guide(folder)
+                except (McpRuntimeError, ValueError) as exc:
+                    self._cache[folder] = state, str(exc)
             found: Guide | str = self._cache[folder][1]
         except OSError as exc:
             found = str(exc)
@@ -104,14 +107,6 @@ class GuideFolders:
             return found
         self.problems[str(folder)] = found
         return None
-
-
-def _read_guide_or_problem(folder: Path) -> Guide | str:
-    """Return the guide in a folder, or why it is refused; raises `OSError`."""
-    try:
-        return read_guide(folder)
-    except (McpRuntimeError, ValueError) as exc:
-        return str(exc)
 
 
 def _find_guide_folders(folder: Path) -> list[Path]:

@@ -42,20 +42,20 @@ MAX_SEARCH_RESULTS = 50
 class SkillLibrary:
     """The skills that a principal has or may use, and the guides.
 
-    `tool_digest` returns the digest of a tool's schemas, "" if that is not known.
+    `get_tool_digest` returns the digest of a tool's schemas, "" if that is not known.
     """
 
     def __init__(
         self,
         store: SkillStore,
         journal: Journal,
-        tool_digest: Callable[[str], str],
+        get_tool_digest: Callable[[str], str],
         guides: GuideFolders,
     ) -> None:
         self.principal = store.owner
         self.store = store  # its methods block
         self._journal = journal
-        self._tool_digest = tool_digest
+        self.get_tool_digest = get_tool_digest
         self._guides = guides
         self._index: SkillIndex | None = None
         self._index_lock = anyio.Lock()
@@ -187,10 +187,6 @@ class SkillLibrary:
         )
         return await to_thread.run_sync(change)
 
-    def tool_digest(self, tool: str) -> str:
-        """Return the digest of a tool's schemas; "" if it is not known."""
-        return self._tool_digest(tool)
-
     @contextmanager
     def offer_skill(self, session_id: str, skill: Skill) -> Iterator[None]:
         """Let the code of a session find a version in use, whatever the store has."""
@@ -260,7 +256,7 @@ class SkillLibrary:
         """Return an active skill as it is now that the schemas of its tools may have changed."""
         if skill in self._offered.values():
             return skill
-        current = {tool: self._tool_digest(tool) for tool in skill.tool_digests}
+        current = {tool: self.get_tool_digest(tool) for tool in skill.tool_digests}
         changed = sorted(
             tool
             for tool, checked in skill.tool_digests.items()

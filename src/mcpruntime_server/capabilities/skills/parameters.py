@@ -106,24 +106,16 @@ def find_parameters(
     """
     collected = _collect_parameters(kept, calls)
     if context is not None:
-        collected.insert(0, FoundParameter("context", context, _find_reads(kept), is_input=True))
+        readers = (each.node for each in kept if CONTEXT_NAME in each.reads)
+        names = (part for node in readers for part in ast.walk(node) if isinstance(part, ast.Name))
+        reads: list[ast.expr] = [name for name in names if name.id == CONTEXT_NAME]
+        collected.insert(0, FoundParameter("context", context, reads, is_input=True))
     found = _name_parameters(collected, kept, fixed)
     for is_part in (False, True):
         if not found and not calls:
             data = _find_assigned(kept, may_be_long=True, is_part=is_part)
             found = _name_parameters(data, kept, fixed)
     return found
-
-
-def _find_reads(kept: Sequence[Statement]) -> list[ast.expr]:
-    """Return the places where code reads CONTEXT."""
-    return [
-        part
-        for each in kept
-        if CONTEXT_NAME in each.reads
-        for part in ast.walk(each.node)
-        if isinstance(part, ast.Name) and part.id == CONTEXT_NAME
-    ]
 
 
 def _collect_parameters(
@@ -398,22 +390,17 @@ class _LiteralFinder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> None:
-        self._add_items(node.target, node.iter)
-        self.generic_visit(node)
+        self._visit_loop(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
-        self._add_items(node.target, node.iter)
-        self.generic_visit(node)
+        self._visit_loop(node)
 
-    def _add_items(self, target: ast.expr, items: ast.expr) -> None:
-        if (
-            isinstance(items, ast.List)
-            and items.elts
-            and is_literal(items)
-            and not self._is_in_definition
-        ):
-            name = plural_of(target.id) if isinstance(target, ast.Name) else ITEMS
-            self.operands.append((name, items))
+    def _visit_loop(self, node: ast.For | ast.comprehension) -> None:
+        has_items = isinstance(node.iter, ast.List) and node.iter.elts and is_literal(node.iter)
+        if has_items and not self._is_in_definition:
+            name = plural_of(node.target.id) if isinstance(node.target, ast.Name) else ITEMS
+            self.operands.append((name, node.iter))
+        self.generic_visit(node)
 
     def visit_Slice(self, node: ast.Slice) -> None:
         if node.upper is not None and node.lower is None and node.step is None:

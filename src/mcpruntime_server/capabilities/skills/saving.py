@@ -206,7 +206,7 @@ class SkillSaver:
                     reasons = (*reasons, EDIT_REMEDY)
                 return await self.library.record_event(skill, "failed", reasons)
             digests = {
-                tool: self.library.tool_digest(tool) or checked_digest
+                tool: self.library.get_tool_digest(tool) or checked_digest
                 for tool, checked_digest in skill.tool_digests.items()
             }
             event: SkillEvent = "promoted" if is_promoted else "passed"
@@ -386,7 +386,7 @@ class SkillSaver:
 
     async def _add(self, skill: Skill) -> Skill:
         """Add a tested skill to the store as a new version."""
-        digests = {tool: self.library.tool_digest(tool) for tool in skill.used_tools}
+        digests = {tool: self.library.get_tool_digest(tool) for tool in skill.used_tools}
         saved = replace(skill, saved_at=time.time(), tool_digests=digests)
         return await anyio.to_thread.run_sync(self.library.store.add_version, saved)
 
