@@ -156,6 +156,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         f"{len(pairs)} tasks a second time, with other values; "
         f"{found} skills were among the three found; sums"
     )
+    if missed := [pair.task.name for pair in pairs if not pair.found]:
+        print(f"not among the three found: {', '.join(missed)}")
     print(f"{'':14}{'written':>9}{'read':>9}{'tokens':>9}{'seconds':>9}")
     ways = {
         "without": [pair.without for pair in pairs],
