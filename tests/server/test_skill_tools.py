@@ -6,6 +6,7 @@ The tests share a server. Each begins with an empty store and has sessions of it
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
@@ -16,6 +17,8 @@ import anyio
 import pytest
 import skills_ref
 from mcp.types import CallToolResult
+
+from mcpruntime_server.capabilities.skills.gate import TRIAL_TIMEOUT_S
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 from ..helpers.server_killing import KillableServer, ServerKilled, start_ready_server
@@ -202,25 +205,15 @@ async def test_lists_are_short(world: World) -> None:
     from mcpruntime_server.cli.demo.token_count import count_tokens
 
     assert "no skills yet" in text_of_result(await world.listed())
-    for n in range(5):
-        code = (
-            f"def run(first_parameter: str = 'x', second_parameter: int = {n}) -> str:\n"
-            "    return first_parameter\n"
-        )
-        await world.save(code=code, name=f"number_{n}")
-        await world.saved(
-            f"from skills.number_{n}.v1 import run\nrun(first_parameter='a{n}', second_parameter=3)"
-        )
-    found = await world.listed(query="number")
-    data = found.structured_content or {}
-    assert data["count"] == 0  # a parameter that does nothing is no skill in use
-    for n in range(5):
+    await world.save(code="def run(number: int = 1) -> int:\n    return number\n", name="number")
+    assert (await world.listed(query="number")).structured_content == {"skills": [], "count": 0}
+    for n in range(4):
         await world.saved(
             f"{IMPORT}item = 'w{n}'\nadd(item=item)\nitem + '{n}' * {n + 2}", name=f"repeat_{n}"
         )
     found = await world.listed(query="repeat an item")
     data = found.structured_content or {}
-    assert (len(data["skills"]), data["count"]) == (3, 5)
+    assert (len(data["skills"]), data["count"]) == (3, 4)
     lines = text_of_result(found).splitlines()
     assert len(lines) == 4
     assert all((count_tokens(line) or 0) < 60 for line in lines)
@@ -477,17 +470,20 @@ async def test_code_that_hangs_with_other_values_is_reported_in_time_with_progre
     async def listen(progress: float, total: float | None, message: str | None) -> None:
         heard.append(message or "")
 
-    code = "def run(n: int = 3) -> int:\n    while n != 3:\n        pass\n    return n * 2\nrun(3)"
+    code = (
+        "def run(flag: bool = True) -> int:\n    while not flag:\n        pass\n    return 2\n"
+        "run(True)"
+    )
     run = await world.server.run(code, session="loops")
-    with anyio.fail_after(100):  # each of four values would take 30 s
+    with anyio.fail_after(100):
         answer = await world.server.client.call_tool(
             "save_skill", {"run": run.run}, progress_callback=listen
         )
     assert (answer.structured_content or {})["state"] == "draft"
-    assert (
-        "only for the recorded value of parameter `n`: it does not finish within"
-        in text_of_result(answer)
-    )
+    reason = "only for the recorded value of parameter `flag`: it does not finish within ([0-9]+) s"
+    found = re.search(reason, text_of_result(answer))
+    assert found is not None
+    assert int(found[1]) < TRIAL_TIMEOUT_S / 2  # that of an execution with recorded values
     assert heard[0].startswith("testing the skill, 1 s")
 
 
