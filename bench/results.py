@@ -97,12 +97,19 @@ class ResultRecorder:
         self._load_before = os.getloadavg()[0]
 
     def add(
-        self, name: str, unit: str, samples: list[float], better: Better = "lower", **labels: str
+        self,
+        name: str,
+        unit: str,
+        samples: list[float],
+        better: Better = "lower",
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Add the samples of one quantity."""
         rounded = [round(each, 6) for each in samples]
         self.measurements.append(
-            Measurement(name=name, unit=unit, samples=rounded, better=better, labels=labels)
+            Measurement(
+                name=name, unit=unit, samples=rounded, better=better, labels=dict(labels or {})
+            )
         )
 
     def result(self) -> SuiteResult:

@@ -28,6 +28,7 @@ class Suite:
 SUITES = {
     suite.name: suite
     for suite in (
+        Suite("mrbs", "tasks on MCP servers, by programs or function calls", "mrbs.suite"),
         Suite("perf", "overhead of runs, calls and sessions, beside bare baselines", "perf"),
         Suite("load", "many clients over HTTP, beside a bare server", "load"),
         Suite("inputs", "how soon a large file is readable, and passes over it", "context"),

@@ -1,0 +1,95 @@
+"""What all servers share: state in one JSON file, a log of calls, and a latency."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ToolAnnotations
+
+from .names import CALL_LOG, LATENCY_VARIABLE, STATE_VARIABLE
+
+__all__ = ["StatefulServer", "ToolError", "find_record", "next_id"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class StatefulServer:
+    """An MCP server; its tools are async functions that never wait between reading and writing."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = Path(os.environ[STATE_VARIABLE])
+        self.mcp = MCPServer(name, log_level="ERROR")
+        self._latency_s = float(os.environ.get(LATENCY_VARIABLE, "0")) / 1e3
+
+    def read_state(self) -> dict[str, Any]:
+        """Return the state of this server."""
+        state: dict[str, Any] = json.loads((self.folder / f"{self.name}.json").read_text("utf-8"))
+        return state
+
+    @contextmanager
+    def change_state(self) -> Iterator[dict[str, Any]]:
+        """Yield the state, and write it unless an error is raised."""
+        state = self.read_state()
+        yield state
+        temporary = self.folder / f".{self.name}.json"
+        temporary.write_text(json.dumps(state), "utf-8")
+        temporary.replace(self.folder / f"{self.name}.json")
+
+    def tool(
+        self, *, reads: bool = False
+    ) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+        """Register a tool; `reads` says that it changes nothing."""
+
+        def register(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+            name = getattr(function, "__name__", "")
+
+            @functools.wraps(function)
+            async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+                await anyio.sleep(self._latency_s)
+                arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+                is_ok = False
+                try:
+                    value = await function(*args, **kwargs)
+                    is_ok = True
+                    return value
+                finally:
+                    self._log_call(name, arguments, is_ok)
+
+            self.mcp.add_tool(call, annotations=ToolAnnotations(read_only_hint=reads))
+            return call
+
+        return register
+
+    def run(self) -> None:
+        """Serve over stdio."""
+        self.mcp.run()
+
+    def _log_call(self, tool: str, arguments: dict[str, Any], is_ok: bool) -> None:
+        entry = {"server": self.name, "tool": tool, "arguments": arguments, "ok": is_ok}
+        with (self.folder / CALL_LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+
+
+def find_record(records: list[dict[str, Any]], key: str, value: Any) -> dict[str, Any]:
+    """Return the record with this value; raises `ToolError` if there is none."""
+    for record in records:
+        if record[key] == value:
+            return record
+    raise ToolError(f"There is no record with {key} {value!r}.")
+
+
+def next_id(records: list[dict[str, Any]]) -> int:
+    """Return the id of a new record."""
+    return max((record["id"] for record in records), default=0) + 1

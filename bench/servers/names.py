@@ -1,0 +1,8 @@
+"""Names that the servers and the bench share."""
+
+from __future__ import annotations
+
+CALL_LOG = "calls.jsonl"
+FILES_FOLDER = "files"
+DATABASE_FILE = "shop.db"
+STATE_VARIABLE, LATENCY_VARIABLE, API_VARIABLE = "BENCH_STATE", "BENCH_LATENCY_MS", "BENCH_API"

@@ -1,0 +1,68 @@
+"""Runs programs of tasks in this process, with the tools as plain functions of their servers.
+
+It takes milliseconds where a sandbox takes seconds, so every program of every task can be tried.
+The same tools behind MCP and a sandbox are tested with a few tasks.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bench.mrbs.world import SERVERS
+from bench.servers.base import ToolError
+
+LOOP = asyncio.new_event_loop()
+
+
+@contextmanager
+def install_tools() -> Iterator[None]:
+    """Make `tools` importable; the servers use the environment of this process."""
+    modules = {"tools": ModuleType("tools")}
+    modules["tools"].__dict__["ToolError"] = ToolError
+    for name in SERVERS:
+        server = importlib.import_module(f"bench.servers.{name}")
+        module = modules[f"tools.{name}"] = ModuleType(f"tools.{name}")
+        for tool in server.server.mcp._tool_manager.list_tools():
+            module.__dict__[tool.name] = make_function(tool.fn)
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module_before in before.items():
+            if module_before is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module_before
+
+
+def make_function(tool: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+    """Return a tool as a function that does not need to be awaited."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return LOOP.run_until_complete(tool(*args, **kwargs))
+
+    return call
+
+
+def run_program(code: str, folder: Path) -> Any:
+    """Return the value of the last expression of a program; None if it fails."""
+    tree = ast.parse(code)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    names: dict[str, Any] = {"__name__": "program"}
+    try:
+        exec(compile(tree, "program", "exec"), names)
+        if last is None:
+            return None
+        assert isinstance(last, ast.Expr)
+        return eval(compile(ast.Expression(last.value), "program", "eval"), names)
+    except Exception:  # noqa: BLE001 - a program may fail in any way
+        return None

@@ -1,0 +1,129 @@
+"""The suite runs over real servers and sandboxes, and what cheats there does not pass."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.mrbs import TASKS, make_world
+from bench.mrbs.stage import Stage, open_stage
+from bench.mrbs.task import fill_in
+
+ROOT = Path(__file__).parents[2]
+MRBS = (sys.executable, "-m", "bench", "run", "mrbs")
+TASKS_BY_NAME = {task.name: task for task in TASKS}
+
+
+def run_suite(file: Path, *options: str) -> dict[str, Any]:
+    command = [*MRBS, "--json", str(file), *options]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with open_stage(tmp_path_factory.mktemp("stage")) as stage:
+        yield stage
+
+
+def test_a_model_does_a_task_with_programs_and_with_function_calls(tmp_path: Path) -> None:
+    chosen = ("--only", "calculator/growth")
+    programs = run_suite(tmp_path / "llm.json", "--mode", "llm", *chosen)
+    functions = run_suite(tmp_path / "fc.json", "--mode", "function-calling", *chosen)
+    [by_programs], [by_functions] = programs["details"]["tasks"], functions["details"]["tasks"]
+    assert by_programs["calls"] == by_functions["calls"] == 14
+    assert by_programs["usage"]["turns"] == 2
+    assert by_functions["usage"]["turns"] == 15
+    assert by_functions["usage"]["tokens_in"] > by_programs["usage"]["tokens_in"] > 0
+    assert by_programs["turns_before_call"] == 2
+    assert by_functions["turns_before_call"] == 1
+    assert programs["environment"]["commit"]
+
+
+def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.fake_llm"]
+    file = tmp_path / "echo.json"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as model:
+        try:
+            assert model.stdout is not None
+            url = json.loads(model.stdout.readline())["url"]
+            options = ("--model", "openai/echo", "--api-base", url, "--api-key-variable", "KEY")
+            more = ("--categories", "calculator", "--attempts", "1")
+            done = subprocess.run(
+                [*MRBS, "--mode", "function-calling", *options, *more, "--json", str(file)],
+                cwd=ROOT,
+                env={"PATH": "/usr/bin:/bin", "KEY": "test-key-0123456789", "HOME": str(tmp_path)},
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
+        finally:
+            model.terminate()
+    assert done.returncode == 1, done.stdout + done.stderr
+    tasks = json.loads(file.read_text())["details"]["tasks"]
+    assert len(tasks) == 6
+    for task in tasks:
+        assert not task["is_right"]
+        assert task["usage"]["turns"] == 1, "the model answered"
+
+
+async def test_the_end_state_cannot_be_written_without_the_tools(stage: Stage) -> None:
+    task = TASKS_BY_NAME["filesystem/next-port"]
+    world = make_world(task, 0)
+    expected = world.copy()
+    value = task.expect(expected)
+    text = expected.state["files"]["settings.ini"]
+    stage.prepare(world)
+    folder = stage.state_folder / "files"
+    program = f"""
+import os
+for folder in (".", "/workspace", "/tmp", {str(folder)!r}):
+    try:
+        os.makedirs(folder, exist_ok=True)
+        open(os.path.join(folder, "settings.ini"), "w").write({text!r})
+    except OSError:
+        pass
+{value}
+"""
+    answer = await stage.server.run_program(program, "writes files")
+    assert (answer.is_ok, answer.value) == (True, value)
+    assert not stage.judge(task, world, answer.value).is_right
+
+
+async def test_a_program_can_read_neither_checkers_nor_states(stage: Stage) -> None:
+    program = f"""
+import importlib, os
+found = [path for path in ({str(stage.state_folder)!r}, {str(ROOT / "bench")!r})
+         if os.path.exists(path)]
+for name in ("bench", "bench.mrbs", "bench.servers.base"):
+    try:
+        importlib.import_module(name)
+        found.append(name)
+    except ImportError:
+        pass
+found += [name for name in os.environ if name.startswith("BENCH_")]
+found
+"""
+    answer = await stage.server.run_program(program, "looks around")
+    assert (answer.is_ok, answer.value) == (True, [])
+
+
+async def test_an_answer_that_is_right_for_one_seed_is_wrong_for_another(stage: Stage) -> None:
+    task = TASKS_BY_NAME["calculator/sum"]
+    one, other = make_world(task, 0), make_world(task, 1)
+    stage.prepare(other)
+    answer = await stage.server.run_program(repr(task.expect(one.copy())), "hard-coded")
+    assert not stage.judge(task, other, answer.value).is_right
+    answer = await stage.server.run_program(fill_in(task.reference, other), "done")
+    assert stage.judge(task, other, answer.value).is_right

@@ -1,0 +1,98 @@
+"""Each task of MRBS is done by its reference program, and by nothing that only looks like it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.mrbs import CATEGORIES, TASKS, make_world
+from bench.mrbs.stage import start_shop_api
+from bench.mrbs.task import Task, fill_in, judge
+from bench.mrbs.world import World, export_state, read_calls, write_state
+from bench.servers.names import API_VARIABLE, STATE_VARIABLE
+from tests.helpers.sizes import choose_size
+
+from .direct_tools import install_tools, run_program
+
+SEEDS = range(choose_size("BENCH_SEEDS", short=1, long=20))
+MANY_CALLS = 5
+
+
+@pytest.fixture(scope="module")
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of state, and all servers in this process."""
+    folder = tmp_path_factory.mktemp("mrbs")
+    write_state(folder, World({}).whole_state())
+    with start_shop_api(folder) as api, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATE_VARIABLE, str(folder))
+        patch.setenv(API_VARIABLE, api)
+        patch.chdir(tmp_path_factory.mktemp("workspace"))
+        with install_tools():
+            yield folder
+
+
+def try_program(folder: Path, task: Task, world: World, program: str) -> tuple[bool, Any]:
+    write_state(folder, world.whole_state())
+    value = run_program(fill_in(program, world), folder)
+    value = json.loads(json.dumps(value, default=repr))
+    return judge(task, world, value, export_state(folder)).is_right, value
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_only_the_reference_program_does_a_task(task: Task, state_folder: Path) -> None:
+    for seed in SEEDS:
+        world = make_world(task, seed)
+        is_right, value = try_program(state_folder, task, world, task.reference)
+        assert is_right, f"seed {seed}: the reference program returns {value!r}"
+        for number, program in enumerate(task.wrong):
+            is_right, value = try_program(state_folder, task, world, program)
+            assert not is_right, f"seed {seed}: wrong program {number} passes with {value!r}"
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_nothing_that_a_prompt_says_is_the_answer(task: Task) -> None:
+    for seed in SEEDS:
+        world = make_world(task, seed)
+        prompt, state = fill_in(task.prompt, world), world.whole_state()
+        words = re.findall(r"[\w.@/-]+", prompt)
+        numbers = [json.loads(word) for word in words if re.fullmatch(r"[1-9]\d*(\.\d+)?", word)]
+        seen = [prompt, *prompt.split("\n"), *prompt.split(". "), *words, *numbers]
+        for answer in [None, "", 0, [], {}, *seen]:
+            assert not judge(task, world, answer, state).is_right, answer
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_the_expected_end_state_without_the_value_is_not_enough(task: Task) -> None:
+    world = make_world(task, 0)
+    expected = world.copy()
+    value = task.expect(expected)
+    assert judge(task, world, value, expected.whole_state()).is_right
+    assert not judge(task, world, None, expected.whole_state()).is_right
+    if "state" in task.covers:
+        assert not judge(task, world, value, world.whole_state()).is_right
+
+
+def test_the_suite_has_what_it_promises(state_folder: Path) -> None:
+    assert len(TASKS) >= 66
+    assert len({task.name for task in TASKS}) == len(TASKS)
+    assert Counter(task.category for task in TASKS) == dict.fromkeys(CATEGORIES, 6)
+    assert {task.difficulty for task in TASKS} == {"easy", "medium", "hard"}
+    calls = []
+    for task in TASKS:
+        try_program(state_folder, task, make_world(task, 0), task.reference)
+        calls.append(len(read_calls(state_folder)))
+    assert sum(number >= MANY_CALLS for number in calls) >= len(TASKS) / 3
+    for covered in ("errors", "pages", "large", "state"):
+        assert sum(covered in task.covers for task in TASKS) >= 8, covered
+
+
+def test_equal_seeds_give_equal_worlds() -> None:
+    for task in TASKS:
+        assert make_world(task, 5) == make_world(task, 5)
+    assert make_world(TASKS[0], 5) != make_world(TASKS[0], 6)
