@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from mcpruntime_server.errors import JournalFailed
 
 BUSY_TIMEOUT_MS = 10_000  # to wait for another server's transaction, which takes milliseconds
+LOCK_POLL_S = 0.01
 WAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024  # of the write-ahead log that are kept for reuse
 APPLICATION_ID = 0x6D637072  # "mcpr" in the header of the file says that it is a journal
 
@@ -101,8 +103,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             connection.execute(
                 "PRAGMA auto_vacuum = INCREMENTAL"
             )  # takes effect in a new file only
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            if mode != "wal":
+            if enable_write_ahead_log(connection, BUSY_TIMEOUT_MS / 1000) != "wal":
                 raise JournalFailed(
                     f"The file system of {path} does not support SQLite's write-ahead log.",
                     remedy="Use a local disk.",
@@ -116,6 +117,24 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as exc:
         raise journal_error(exc, path) from exc
     return connection
+
+
+def enable_write_ahead_log(connection: sqlite3.Connection, timeout_s: float) -> str:
+    """Switch a database to the write-ahead log, and return the journal mode that it has then.
+
+    Waits at most `timeout_s` for others. SQLite does not, if two connections switch a new file.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as exc:
+            is_locked = exc.sqlite_errorcode == sqlite3.SQLITE_BUSY
+            if not is_locked or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCK_POLL_S)
+        else:
+            return str(mode)
 
 
 def connect_nonblocking(path: Path) -> sqlite3.Connection:

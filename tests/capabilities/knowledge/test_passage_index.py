@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import anyio
@@ -14,7 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.capabilities.knowledge.boundaries import guess_format
-from mcpruntime_server.capabilities.knowledge.passage_index import PassageIndex
+from mcpruntime_server.capabilities.knowledge.passage_index import (
+    BUSY_TIMEOUT_S,
+    FORMAT_VERSION,
+    PassageIndex,
+)
 from mcpruntime_server.capabilities.knowledge.provider import SkippedDocuments
 from mcpruntime_server.capabilities.knowledge.refresh import RefreshProgress, refresh_index
 from mcpruntime_server.errors import CallFailed
@@ -53,6 +59,20 @@ def index(tmp_path: Path) -> PassageIndex:
 
 def found(index: PassageIndex, question: str, *sources: str) -> list[str]:
     return [each.name for each in index.search(question, sources or ("s",), 10)]
+
+
+def test_a_new_index_waits_for_another_connection_that_creates_it(
+    index: PassageIndex, tmp_path: Path
+) -> None:
+    other = sqlite3.connect(tmp_path / f"knowledge-{FORMAT_VERSION}.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as thread:
+        used = thread.submit(index.mark_used, "s")
+        assert not wait([used], timeout=0.1).done
+        other.execute("COMMIT")
+        used.result(BUSY_TIMEOUT_S)
+    other.close()
+    assert index.count_entries("s").documents == 0
 
 
 def test_only_changed_texts_are_read_again(index: PassageIndex) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import Unavailable
+from ...journal.schema import enable_write_ahead_log
 from ..full_text import match_any, split_words
 from .passages import PassageSpan
 
@@ -294,7 +295,7 @@ class PassageIndex:
         """Create the tables if there are none."""
         db = self._connect()
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            enable_write_ahead_log(db, BUSY_TIMEOUT_S)
             db.execute("BEGIN IMMEDIATE")
             if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
                 for statement in SCHEMA.strip().split(";\n"):
