@@ -48,6 +48,7 @@ class ToolList:
         self._preloaded_at: float | None = None
         self._wrapped_tools: frozenset[str] = frozenset()
         self._listeners: list[Callable[[], None]] = []
+        self._fetching = anyio.Lock()
         self._listed = RepeatableEvent()
         self._unsaved: Catalogue | None = None
 
@@ -79,7 +80,15 @@ class ToolList:
         self._replace(catalogue.tools)
 
     async def fetch(self, client: Client, fetch_page: FetchPage) -> None:
-        """Fetch the list; another one starts a new generation. Raises what `fetch_page` raises."""
+        """Fetch the list; another one starts a new generation. Raises what `fetch_page` raises.
+
+        One fetch follows the other: a notification and a subscription may report the same change,
+        and an older list must not replace a newer one.
+        """
+        async with self._fetching:
+            await self._fetch_and_replace(client, fetch_page)
+
+    async def _fetch_and_replace(self, client: Client, fetch_page: FetchPage) -> None:
         fetched = await PagedList(TOOLS, self._settings, fetch_page).fetch()
         prepared = await anyio.to_thread.run_sync(self._prepare, fetched.items, self._tools)
         self.output_checks.replace_schemas(prepared.outputs)
