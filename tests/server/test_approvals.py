@@ -141,15 +141,15 @@ async def test_the_time_that_a_person_takes_is_not_the_time_of_the_code(world: W
     allow = choose("allow")
 
     async def answer_slowly(context: Any, params: Any) -> ElicitResult:
-        await anyio.sleep(2.0)
+        await anyio.sleep(1.0)
         return await allow(context, params)
 
     async with world.client(mode="legacy", elicitation_callback=answer_slowly) as connection:
         arguments = {"code": f"{IMPORT}add(item='a')\nNone"}
         result = await connection.client.call_tool("run_code", arguments)
     usage = (result.meta or {})["mcpruntime/usage"]
-    assert usage["total_ms"] > 2_000
-    assert usage["wall_ms"] < usage["total_ms"] - 1_900
+    assert usage["total_ms"] > 1_000
+    assert usage["wall_ms"] < usage["total_ms"] - 900
     assert world.done == ["add a"]
 
 
@@ -820,11 +820,11 @@ async def test_a_form_is_closed_when_its_question_is_answered_elsewhere(world: W
 
 
 async def test_a_call_that_a_client_has_seen_is_not_listed_again(world: World) -> None:
-    code = f"{IMPORT}put(item='a')\nimport time\ntime.sleep(3)\nput(item='b')"
+    code = f"{IMPORT}put(item='a')\nimport time\ntime.sleep(1.5)\nput(item='b')"
     async with World(world.upstream.parent / "more", tools={}).client() as connection:
-        answers = [await connection.run(code, wait_s=0.5)]
+        answers = [await connection.run(code, wait_s=0.2)]
         while answers[-1].status == "running":
-            answers.append(await attach(connection.client, answers[0].run, wait_s=0.5))
+            answers.append(await attach(connection.client, answers[0].run, wait_s=0.2))
     listed = [line["call"] for answer in answers for line in answer.data.get("calls", ())]
     assert listed == ["counted.put(item='a')", "counted.put(item='b')"]
     assert len(answers) > 2
