@@ -1,10 +1,13 @@
 // The page of a session: scrubbing over its steps, and following it while it works.
 
+import { startChanges } from "./changes.js";
 import { announce, find, findAll, isWriting, make } from "./dom.js";
 import { formatDuration, formatMoney } from "./formats.js";
 import { loadDocument, loadJson, sendJson } from "./http.js";
 import { followSession } from "./live.js";
 import { OutputView } from "./output_view.js";
+import { startProbes } from "./probes.js";
+import { startQuestions } from "./questions.js";
 import { Rail } from "./rail.js";
 import { ScrubBar } from "./scrub_bar.js";
 import { StepList } from "./step_list.js";
@@ -67,6 +70,7 @@ function showPanel(panel, run) {
   const scrolled = isSame ? find(".output", before)?.scrollTop : 0;
   const top = isSame ? frame.scrollTop : 0;
   frame.replaceChildren(document.adoptNode(panel));
+  startTools(panel, run);
   showTimes(panel);
   startOutput();
   for (const id of open) find(`#${CSS.escape(id)}`, panel)?.setAttribute("open", "");
@@ -88,6 +92,14 @@ function keepPanel(panel, run) {
 
 function showProblem(text) {
   frame.replaceChildren(make("p", { className: "alert", role: "alert" }, text));
+}
+
+function startTools(panel, run) {
+  if (panel.dataset.hasTools) return;
+  panel.dataset.hasTools = "1";
+  startProbes(panel, run);
+  startQuestions(panel, run);
+  startChanges(panel, session, run);
 }
 
 function startOutput() {
@@ -189,6 +201,7 @@ addEventListener("hashchange", showTarget);
 startOutput();
 const shown = find(".panel", frame);
 if (shown) {
+  startTools(shown, shown.dataset.run);
   keepPanel(shown, shown.dataset.run);
   if (shown.dataset.isLive) output?.scrollToEnd();
 }

@@ -1,0 +1,137 @@
+// Trying a change: a step is executed again with other code or other answers, and compared.
+
+import { announce, find, findAll, make } from "./dom.js";
+import { loadJson, sendJson } from "./http.js";
+import { showDifference } from "./differences.js";
+
+/** Let people try changes of the step of a panel, fork there, and rewind to it. */
+export function startChanges(panel, session, run) {
+  find("[data-try]", panel)?.addEventListener("click", () => openDialog(panel, session, run));
+  find("[data-fork]", panel)?.addEventListener("click", (event) => fork(event.currentTarget, session, run));
+  find("[data-rewind]", panel)?.addEventListener("click", (event) => rewind(event.currentTarget, session, run));
+}
+
+async function fork(button, session, run) {
+  button.disabled = true;
+  try {
+    const made = await sendJson(`/ui/api/sessions/${session}/fork`, { run });
+    location.assign(`/s/${made.session}/${made.run}`);
+  } catch (error) {
+    announce(error.message, "error");
+    button.disabled = false;
+  }
+}
+
+async function rewind(button, session, run) {
+  if (!button.dataset.isConfirmed) {
+    button.dataset.isConfirmed = "1";
+    button.textContent = "Rewind: are you sure?";
+    return;
+  }
+  button.disabled = true;
+  try {
+    const position = await sendJson(`/ui/api/sessions/${session}/rewind`, { run });
+    const left = position.not_undone.length;
+    announce(`The session continues from step ${position.step}.${left ? ` Not undone: ${left} calls.` : ""}`);
+  } catch (error) {
+    announce(error.message, "error");
+  } finally {
+    button.disabled = false;
+    delete button.dataset.isConfirmed;
+    button.textContent = "Rewind";
+  }
+}
+
+// the dialog ----------------------------------------------------------------------------------------
+
+async function openDialog(panel, session, run) {
+  const code = findAll("[data-code] > [data-line] > code", panel).map((each) => each.textContent).join("\n");
+  const editor = make("textarea", { id: "try-code", value: code, rows: Math.min(18, code.split("\n").length + 2), spellcheck: false });
+  const calls = make("div", { className: "try-calls" });
+  const following = make("input", { type: "checkbox", id: "try-following" });
+  const live = make("input", { type: "text", id: "try-live", placeholder: "none: recorded answers only", autocomplete: "off" });
+  const start = make("button", { className: "primary" }, "Execute and compare");
+  const close = make("button", { type: "button" }, "Close");
+  const problem = make("p", { className: "alert", role: "alert", hidden: true });
+  const form = make(
+    "form",
+    {},
+    make("h2", {}, `Try a change of step ${panel.dataset.step}`),
+    make("p", { className: "faint" }, "It is executed in a session of its own, with recorded answers. This session does not change."),
+    make("label", { htmlFor: "try-code" }, "Code"),
+    editor,
+    calls,
+    make("label", { htmlFor: "try-live" }, "Servers and tools to call for real"),
+    live,
+    make("p", {}, following, make("label", { htmlFor: "try-following" }, " Execute the steps after it again, too")),
+    problem,
+    make("div", { className: "dialog-buttons" }, start, close),
+  );
+  const result = make("div", { className: "try-result" });
+  const dialog = make("dialog", { className: "try" }, form, result);
+  dialog.setAttribute("aria-label", "Try a change");
+  close.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => dialog.remove());
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    start.disabled = true;
+    problem.hidden = true;
+    start.textContent = "Executing …";
+    try {
+      const body = { run, following: following.checked, answers: readAnswers(calls) };
+      if (editor.value !== code) body.code = editor.value;
+      body.live = live.value.split(",").map((each) => each.trim()).filter(Boolean);
+      await showRerun(result, run, await sendJson(`/ui/api/sessions/${session}/rerun`, body));
+    } catch (error) {
+      problem.textContent = error.message;
+      problem.hidden = false;
+    } finally {
+      start.disabled = false;
+      start.textContent = "Execute and compare";
+    }
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+  await listCalls(calls, run);
+}
+
+async function listCalls(place, run) {
+  const { calls } = await loadJson(`/ui/api/runs/${run}/calls`);
+  if (!calls.length) return;
+  place.append(make("h3", {}, "Recorded answers"));
+  for (const call of calls) {
+    const value = call.error === null ? JSON.stringify(call.value, null, 1) : call.error;
+    const editor = make("textarea", { value, rows: Math.min(10, value.split("\n").length + 1), spellcheck: false });
+    editor.setAttribute("aria-label", `Answer of call ${call.number}`);
+    editor.dataset.call = call.number;
+    editor.dataset.recorded = value;
+    editor.dataset.isError = call.error === null ? "" : "1";
+    const summary = make("summary", {}, make("span", { className: "num" }, `${call.number} `), make("code", {}, call.target.replace(/^tools\./, "")), make("code", { className: "faint" }, ` ${call.args}`));
+    place.append(make("details", {}, summary, call.cut ? make("p", { className: "faint" }, "The answer is too long to be edited here.") : editor));
+  }
+}
+
+function readAnswers(place) {
+  const changed = findAll("textarea", place).filter((each) => each.value !== each.dataset.recorded);
+  return changed.map((each) => {
+    const call = Number(each.dataset.call);
+    if (each.dataset.isError) return { call, error: each.value };
+    try {
+      return { call, value: JSON.parse(each.value) };
+    } catch {
+      throw new Error(`The answer of call ${call} is not valid JSON.`);
+    }
+  });
+}
+
+async function showRerun(place, run, rerun) {
+  place.replaceChildren(make("h2", {}, "What is different"));
+  place.append(make("p", {}, make("a", { href: `/s/${rerun.session}` }, "Open the session of the attempt")));
+  const originals = rerun.comparisons.map((each) => each.run);
+  for (const [position, original] of originals.entries()) {
+    const again = rerun.runs[position].run;
+    const found = await loadJson(`/ui/api/runs/${original}/diff?other=${again}`);
+    place.append(showDifference(rerun.runs[position].step, found));
+  }
+  place.scrollIntoView({ block: "start" });
+}

@@ -1,0 +1,97 @@
+// Questions to the state after a step, and the variables that it has.
+
+import { find, make } from "./dom.js";
+import { sendJson } from "./http.js";
+
+const CHANGES = { added: "new", changed: "changed", unchanged: "" };
+
+/** Let people ask the state after the step of a panel. */
+export function startQuestions(panel, run) {
+  const form = find("[data-ask]", panel);
+  if (!form || form.dataset.isStarted) return;
+  form.dataset.isStarted = "1";
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    await ask(form, run, find("[data-answers]", panel));
+  });
+  find("[data-variables]", panel).addEventListener("click", async (event) => {
+    await showVariables(event.currentTarget, run, find("[data-variable-list]", panel));
+  });
+}
+
+async function ask(form, run, answers) {
+  const button = find("button", form);
+  const code = form.elements.namedItem("code").value;
+  button.disabled = true;
+  try {
+    answers.prepend(showAnswer(code, await sendJson(`/ui/api/runs/${run}/ask`, { code })));
+    form.reset();
+  } catch (error) {
+    answers.prepend(make("p", { className: "alert", role: "alert" }, error.message));
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function showAnswer(code, answer) {
+  const parts = [make("pre", { className: "question" }, code)];
+  if (answer.stdout) parts.push(make("pre", {}, answer.stdout));
+  if (answer.stderr) parts.push(make("pre", { className: "is-bad" }, answer.stderr));
+  if (answer.error) parts.push(make("pre", { className: "is-bad" }, answer.error.traceback || answer.error.message));
+  else if (answer.value_type) parts.push(make("pre", {}, formatValue(answer.value)));
+  else parts.push(make("p", { className: "faint small" }, "No value."));
+  for (const media of answer.media) {
+    if (!/^image\/(png|jpeg|gif|webp)$/.test(media.mime_type)) continue;
+    parts.push(make("p", { className: "faint small" }, `An image (${media.mime_type}) was shown.`));
+  }
+  return make("div", { className: "answer text" }, ...parts);
+}
+
+function formatValue(value) {
+  return typeof value === "string" ? value : JSON.stringify(value, null, 1);
+}
+
+async function showVariables(button, run, list) {
+  button.disabled = true;
+  try {
+    const found = await sendJson(`/ui/api/runs/${run}/variables`);
+    list.replaceChildren(buildTable(found));
+    button.hidden = true;
+  } catch (error) {
+    list.replaceChildren(make("p", { className: "alert", role: "alert" }, error.message));
+    button.disabled = false;
+  }
+}
+
+function buildTable(found) {
+  const heads = ["Name", "Type", "Size", "Value"];
+  const head = make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text))));
+  const rows = [...found.variables].sort((a, b) => rank(a) - rank(b)).map((each) =>
+    make(
+      "tr",
+      { className: `variable-${each.change}` },
+      make("td", {}, make("code", {}, each.name), " ", ...(CHANGES[each.change] ? [make("span", { className: "pill" }, CHANGES[each.change])] : [])),
+      make("td", { className: "faint" }, each.type),
+      make("td", { className: "num" }, describeSize(each)),
+      make("td", { className: "variable-value" }, make("code", { className: each.value.kind === "error" ? "is-bad" : "" }, each.value.text)),
+    ),
+  );
+  for (const name of found.removed) {
+    const label = make("td", {}, make("code", {}, name), " ", make("span", { className: "pill pill-error" }, "deleted"));
+    rows.push(make("tr", {}, label, make("td"), make("td"), make("td")));
+  }
+  const frame = make("div", { className: "table-frame", tabIndex: 0, role: "region" }, make("table", { className: "variables" }, head, make("tbody", {}, ...rows)));
+  frame.setAttribute("aria-label", "Variables after the step");
+  return rows.length ? frame : make("p", { className: "empty small" }, "No variables.");
+}
+
+/** Return where a variable stands: what the step has changed, then data, then code. */
+function rank(variable) {
+  if (variable.change !== "unchanged") return 0;
+  return ["function", "module", "type"].includes(variable.type) ? 2 : 1;
+}
+
+function describeSize(variable) {
+  if (variable.shape) return variable.shape.map((each) => each.toLocaleString("en")).join(" × ");
+  return variable.length === null ? "" : variable.length.toLocaleString("en");
+}

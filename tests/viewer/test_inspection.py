@@ -1,0 +1,90 @@
+"""Looking into a step on its page: prints, questions, variables, and trying a change."""
+
+from __future__ import annotations
+
+from playwright.async_api import expect
+
+from .conftest import Viewer
+
+LOOP_STEP = 9  # prints 1,200 rows; its line 2 is the head of the loop, its line 3 the body
+
+
+async def open_step(viewer: Viewer, step: int) -> str:
+    """Return the address of a step of the demo."""
+    async with viewer.api() as api:
+        runs = (await api.get(f"/sessions/{viewer.session}")).json()["runs"]
+    (run,) = (each["run"] for each in runs if each["step"] == step)
+    return f"/s/{viewer.session}/{run}"
+
+
+async def test_a_value_is_printed_after_the_fact_on_the_line_that_was_clicked(
+    viewer: Viewer,
+) -> None:
+    async with viewer.open(await open_step(viewer, LOOP_STEP)) as page:
+        await page.hover("#L3")
+        await page.click("#L3 .probe-mark")
+        await page.keyboard.type("place * 2, '<b>' * 2")
+        await page.keyboard.press("Enter")
+        result = page.locator("#L3 + .probe-result")
+        await expect(result).to_contain_text("50 of 1,200 executions")
+        await expect(result.locator(".hits li >> nth=3")).to_contain_text('[6, "<b><b>"]')
+        await expect(page.locator("[data-probe-state]")).to_contain_text("exactly as recorded")
+        await result.locator("button").click()
+        await expect(result).to_have_count(0)
+
+
+async def test_a_wrong_expression_is_explained(viewer: Viewer) -> None:
+    async with viewer.open(await open_step(viewer, LOOP_STEP)) as page:
+        await page.fill("#probe-line", "999")
+        await page.fill("#probe-expression", "place")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("[data-probe-state]")).to_contain_text("no statement on line 999")
+
+
+async def test_a_step_is_asked_and_lists_its_variables(viewer: Viewer) -> None:
+    async with viewer.open(await open_step(viewer, LOOP_STEP)) as page:
+        await page.fill("#ask-code", "place, '<img src=x onerror=alert(1)>'")
+        await page.keyboard.press("Enter")
+        await expect(page.locator(".answer")).to_contain_text("1199")
+        await expect(page.locator(".answer")).to_contain_text("<img src=x onerror=alert(1)>")
+        await page.click("[data-variables]")
+        row = page.locator("tr.variable-added", has_text="place")
+        await expect(row).to_contain_text("1199")
+        await expect(page.locator("tr.variable-unchanged >> nth=0")).to_be_visible()
+
+
+async def test_a_change_is_tried_and_shown_beside_the_recording(viewer: Viewer) -> None:
+    async with viewer.open(await open_step(viewer, LOOP_STEP)) as page:
+        await page.click("[data-try]")
+        editor = page.locator("#try-code")
+        code = await editor.input_value()
+        await editor.fill(code.replace("1200", "1198"))
+        await page.click("text=Execute and compare")
+        result = page.locator(".try-result")
+        await expect(result.locator(".side-by-side >> nth=0")).to_contain_text("range(1198)")
+        await expect(result).to_contain_text("row 01199 checked")
+        await page.click(".dialog-buttons >> text=Close")
+        await expect(page.locator("dialog")).to_have_count(0)
+
+
+async def test_a_recorded_answer_is_changed(viewer: Viewer) -> None:
+    async with viewer.open(await open_step(viewer, 3)) as page:
+        await page.click("[data-try]")
+        await page.click(".try-calls summary")
+        await page.fill(".try-calls textarea", "{nothing}")
+        await page.click("text=Execute and compare")
+        await expect(page.locator("dialog [role=alert]")).to_contain_text("not valid JSON")
+        await page.fill(".try-calls textarea", '[{"id": 7}]')
+        await page.click("text=Execute and compare")
+        await expect(page.locator(".try-result")).to_contain_text('"id": 7')
+
+
+async def test_a_fork_opens_and_files_are_downloaded(viewer: Viewer) -> None:
+    address = await open_step(viewer, 3)
+    async with viewer.open(address) as page:
+        await page.click(".menu summary")
+        async with page.expect_download() as download:
+            await page.click("text=Value as CSV")
+        assert (await download.value).suggested_filename == "report-step-3.csv"
+        await page.click("[data-fork]")
+        await expect(page.locator(".crumbs .tag")).to_contain_text("forked at step 3")
