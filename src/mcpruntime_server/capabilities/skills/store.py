@@ -159,9 +159,8 @@ class SkillStore:
         state = _file_state(folder)
         if name in self._cache and self._cache[name][0] == state:
             return self._cache[name][1]
-        self.problems = {
-            key: problem for key, problem in self.problems.items() if key.partition("@")[0] != name
-        }
+        known = [*self.problems.items()]  # a copy, because other threads add to it
+        self.problems = {key: problem for key, problem in known if key.partition("@")[0] != name}
         if folder.is_symlink() or not folder.is_dir():
             self._cache.pop(name, None)
             return ()
