@@ -137,3 +137,13 @@ async def run(backend: Backend) -> AsyncIterator[SandboxDriver]:
     """A driver of a fresh sandbox of the backend."""
     async with open_link(backend, make_setup(backend)) as link:
         yield SandboxDriver(link)
+
+
+@pytest.fixture(scope="module", params=["docker", "local"])
+async def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[SandboxDriver]:
+    """A driver of a sandbox of each backend, for tests that leave it in order."""
+    backend = make_backend(request.param, tmp_path_factory.mktemp("shared"))
+    async with open_link(backend, make_setup(backend)) as link:
+        yield SandboxDriver(link)

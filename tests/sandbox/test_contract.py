@@ -15,9 +15,9 @@ from .conftest import RunRecorder, SandboxDriver, make_setup
 # values -------------------------------------------------------------------------------------------
 
 
-async def test_variables_imports_and_functions_persist(run: SandboxDriver) -> None:
-    await run("import math\nx = 20\ndef double(n): return 2 * n")
-    assert await run.evaluate("double(x) + math.floor(1.5)") == "41"
+async def test_variables_imports_and_functions_persist(shared: SandboxDriver) -> None:
+    await shared("import math\nx = 20\ndef double(n): return 2 * n")
+    assert await shared.evaluate("double(x) + math.floor(1.5)") == "41"
 
 
 @pytest.mark.parametrize(
@@ -35,40 +35,42 @@ async def test_variables_imports_and_functions_persist(run: SandboxDriver) -> No
     ],
 )
 async def test_the_last_expression_or_assignment_is_the_value(
-    run: SandboxDriver, code: str, text: str, kind: str
+    shared: SandboxDriver, code: str, text: str, kind: str
 ) -> None:
-    done = await run(code)
+    done = await shared(code)
     assert done.value is not None
     assert (done.value["text"], done.value["kind"]) == (text, kind)
 
 
-async def test_a_statement_has_no_value(run: SandboxDriver) -> None:
-    assert (await run("if True:\n    1")).value is None
-    assert (await run("x = None")).value is None
+async def test_a_statement_has_no_value(shared: SandboxDriver) -> None:
+    assert (await shared("if True:\n    1")).value is None
+    assert (await shared("x = None")).value is None
 
 
-async def test_a_cycle_is_shown_by_its_repr(run: SandboxDriver) -> None:
-    assert await run.evaluate("x = []\nx.append(x)\nx") == "[[...]]"
+async def test_a_cycle_is_shown_by_its_repr(shared: SandboxDriver) -> None:
+    assert await shared.evaluate("x = []\nx.append(x)\nx") == "[[...]]"
 
 
-async def test_a_repr_that_raises_is_reported_and_not_raised(run: SandboxDriver) -> None:
-    text = await run.evaluate("class Bad:\n    def __repr__(self): raise ValueError('no')\nBad()")
+async def test_a_repr_that_raises_is_reported_and_not_raised(shared: SandboxDriver) -> None:
+    text = await shared.evaluate(
+        "class Bad:\n    def __repr__(self): raise ValueError('no')\nBad()"
+    )
     assert text == "<Bad whose repr failed with ValueError>"
 
 
-async def test_a_huge_value_is_truncated_and_marked(run: SandboxDriver) -> None:
-    done = await run("'x' * 100_000_000")
+async def test_a_huge_value_is_truncated_and_marked(shared: SandboxDriver) -> None:
+    done = await shared("'x' * 100_000_000")
     assert done.value is not None
     assert done.value["cut"]
     assert len(done.value["text"]) <= 11_000
 
 
-async def test_top_level_await_works_and_its_loop_stays(run: SandboxDriver) -> None:
-    await run(
+async def test_top_level_await_works_and_its_loop_stays(shared: SandboxDriver) -> None:
+    await shared(
         "import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(0, 'later'))\n"
         "await asyncio.sleep(0)"
     )
-    assert await run.evaluate("await task") == '"later"'
+    assert await shared.evaluate("await task") == '"later"'
 
 
 async def test_threads_continue_between_runs(run: SandboxDriver) -> None:
@@ -82,9 +84,9 @@ async def test_threads_continue_between_runs(run: SandboxDriver) -> None:
 # errors -------------------------------------------------------------------------------------------
 
 
-async def test_an_error_shows_the_users_own_lines(run: SandboxDriver) -> None:
-    await run("def half(n):\n    return n / 0")
-    done = await run("import json\nhalf(3)")
+async def test_an_error_shows_the_users_own_lines(shared: SandboxDriver) -> None:
+    await shared("def half(n):\n    return n / 0")
+    done = await shared("import json\nhalf(3)")
     assert done.status == "error"
     assert done.error is not None
     assert done.error["type"] == "ZeroDivisionError"
@@ -93,79 +95,79 @@ async def test_an_error_shows_the_users_own_lines(run: SandboxDriver) -> None:
     assert "mcpruntime_sandbox" not in done.error["traceback"]
 
 
-async def test_a_syntax_error_names_the_line(run: SandboxDriver) -> None:
-    done = await run("x = 1\ny = = 2")
+async def test_a_syntax_error_names_the_line(shared: SandboxDriver) -> None:
+    done = await shared("x = 1\ny = = 2")
     assert done.error is not None
     assert (done.error["type"], done.error["line"]) == ("SyntaxError", 2)
 
 
-async def test_a_misspelled_name_gets_a_suggestion(run: SandboxDriver) -> None:
-    done = await run("counter = 1\ncountre")
+async def test_a_misspelled_name_gets_a_suggestion(shared: SandboxDriver) -> None:
+    done = await shared("counter = 1\ncountre")
     assert done.error is not None
     assert "counter" in done.error["traceback"].splitlines()[-1]
 
 
-async def test_an_exception_that_cannot_be_printed_is_still_an_error(run: SandboxDriver) -> None:
-    done = await run("class E(Exception):\n    def __str__(self): raise KeyError\nraise E")
+async def test_an_exception_that_cannot_be_printed_is_still_an_error(shared: SandboxDriver) -> None:
+    done = await shared("class E(Exception):\n    def __str__(self): raise KeyError\nraise E")
     assert done.status == "error"
-    assert (await run("1")).status == "ok"
+    assert (await shared("1")).status == "ok"
 
 
-async def test_input_fails_clearly(run: SandboxDriver) -> None:
-    done = await run("input('name? ')")
+async def test_input_fails_clearly(shared: SandboxDriver) -> None:
+    done = await shared("input('name? ')")
     assert done.error is not None
     assert "is not available here" in done.error["message"]
 
 
-async def test_sys_exit_ends_the_run_and_not_the_session(run: SandboxDriver) -> None:
-    await run("x = 5")
-    assert (await run("import sys; sys.exit()")).status == "ok"
-    assert (await run("sys.exit(3)")).status == "error"
-    assert await run.evaluate("x") == "5"
+async def test_sys_exit_ends_the_run_and_not_the_session(shared: SandboxDriver) -> None:
+    await shared("x = 5")
+    assert (await shared("import sys; sys.exit()")).status == "ok"
+    assert (await shared("sys.exit(3)")).status == "error"
+    assert await shared.evaluate("x") == "5"
 
 
 # output -------------------------------------------------------------------------------------------
 
 
-async def test_stdout_and_stderr_are_separate(run: SandboxDriver) -> None:
-    await run("import sys\nprint('out')\nprint('err', file=sys.stderr)")
-    assert (run.recorder.output_text("stdout"), run.recorder.output_text("stderr")) == (
+async def test_stdout_and_stderr_are_separate(shared: SandboxDriver) -> None:
+    await shared("import sys\nprint('out')\nprint('err', file=sys.stderr)")
+    assert (shared.recorder.output_text("stdout"), shared.recorder.output_text("stderr")) == (
         "out\n",
         "err\n",
     )
 
 
-async def test_output_of_child_processes_and_raw_descriptors_arrives(run: SandboxDriver) -> None:
-    await run(
+async def test_output_of_child_processes_and_raw_descriptors_arrives(shared: SandboxDriver) -> None:
+    await shared(
         "import os, subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print(1)'])\n"
         "os.write(1, b'raw')"
     )
-    assert run.recorder.output_text() == "1\nraw"
+    assert shared.recorder.output_text() == "1\nraw"
 
 
-async def test_short_outputs_are_never_lost(run: SandboxDriver) -> None:
+async def test_short_outputs_are_never_lost(shared: SandboxDriver) -> None:
     for number in range(100):
-        await run(f"print({number}, end='')")
-        assert run.recorder.output_text() == str(number)
+        await shared(f"print({number}, end='')")
+        assert shared.recorder.output_text() == str(number)
 
 
-async def test_the_first_line_arrives_while_the_code_runs(run: SandboxDriver) -> None:
+async def test_the_first_line_arrives_while_the_code_runs(shared: SandboxDriver) -> None:
     recorder = RunRecorder()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(
-            run, "print('now', flush=True)\nimport time\ntime.sleep(60)", 60.0, recorder
+            shared, "print('now', flush=True)\nimport time\ntime.sleep(60)", 60.0, recorder
         )
         with anyio.fail_after(10):
             await recorder.output_arrived.wait()
-        run.link.stop_run("cancelled")
+        shared.link.stop_run("cancelled")
     assert recorder.output_text() == "now\n"
 
 
-async def test_output_beyond_the_limit_is_counted_and_dropped(run: SandboxDriver) -> None:
-    await run("for _ in range(1000): print('x' * 9_999)")
-    kept = len(run.recorder.output_text())
+async def test_output_beyond_the_limit_is_counted_and_dropped(shared: SandboxDriver) -> None:
+    await shared("for _ in range(1000): print('x' * 9_999)")
+    kept = len(shared.recorder.output_text())
     assert kept <= 1 << 20
-    assert kept + run.recorder.dropped == 10_000_000
+    assert kept + shared.recorder.dropped == 10_000_000
 
 
 async def test_a_run_that_closes_its_descriptors_does_not_silence_the_next(
@@ -214,24 +216,24 @@ CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n
 
 
 async def test_a_call_returns_the_answer_of_the_host_and_reports_its_line(
-    run: SandboxDriver,
+    shared: SandboxDriver,
 ) -> None:
     assert (
-        await run.evaluate(f"{CALL}host.call('test.echo', {{'a': [1, None]}})")
+        await shared.evaluate(f"{CALL}host.call('test.echo', {{'a': [1, None]}})")
         == '{"a": [1, null]}'
     )
-    assert [(call.target, call.line) for call in run.recorder.calls] == [("test.echo", 2)]
+    assert [(call.target, call.line) for call in shared.recorder.calls] == [("test.echo", 2)]
 
 
-async def test_an_error_of_the_host_is_raised_where_the_code_called(run: SandboxDriver) -> None:
+async def test_an_error_of_the_host_is_raised_where_the_code_called(shared: SandboxDriver) -> None:
     code = (
         CALL + "try:\n    host.call('test.fail', {})\nexcept HostError as e:\n"
         "    r = (e.kind, e.message, e.data)\nr"
     )
-    assert await run.evaluate(code) == '["tool_error", "no", {"why": 1}]'
+    assert await shared.evaluate(code) == '["tool_error", "no", {"why": 1}]'
 
 
-async def test_threads_call_at_the_same_time(run: SandboxDriver) -> None:
+async def test_threads_call_at_the_same_time(shared: SandboxDriver) -> None:
     code = (
         f"{CALL}from concurrent.futures import ThreadPoolExecutor\n"
         "with ThreadPoolExecutor(32) as pool:\n"
@@ -240,10 +242,10 @@ async def test_threads_call_at_the_same_time(run: SandboxDriver) -> None:
         "r == list(range(32))"
     )
     with anyio.fail_after(5):
-        assert await run.evaluate(code) == "true"
+        assert await shared.evaluate(code) == "true"
 
 
-async def test_tasks_and_threads_call_at_the_same_time(run: SandboxDriver) -> None:
+async def test_tasks_and_threads_call_at_the_same_time(shared: SandboxDriver) -> None:
     code = (
         f"{CALL}import asyncio\n"
         "tasks = [host.acall('test.nap', {'seconds': 0.2, 'n': n}) for n in range(16)]\n"
@@ -252,14 +254,14 @@ async def test_tasks_and_threads_call_at_the_same_time(run: SandboxDriver) -> No
         "[r['n'] for r in await asyncio.gather(*tasks, *threads)] == list(range(20))"
     )
     with anyio.fail_after(5):
-        assert await run.evaluate(code) == "true"
+        assert await shared.evaluate(code) == "true"
 
 
-async def test_arguments_that_are_not_json_are_refused_in_the_code(run: SandboxDriver) -> None:
-    done = await run(f"{CALL}host.call('test.echo', {{'x': {{1, 2}}}})")
+async def test_arguments_that_are_not_json_are_refused_in_the_code(shared: SandboxDriver) -> None:
+    done = await shared(f"{CALL}host.call('test.echo', {{'x': {{1, 2}}}})")
     assert done.error is not None
     assert "not JSON" in done.error["message"]
-    assert run.recorder.calls == []
+    assert shared.recorder.calls == []
 
 
 async def test_a_process_that_code_forks_cannot_call_and_reports_no_result(
@@ -277,28 +279,28 @@ async def test_a_process_that_code_forks_cannot_call_and_reports_no_result(
 
 
 async def test_code_is_interrupted_after_its_timeout_and_variables_stay(
-    run: SandboxDriver,
+    shared: SandboxDriver,
 ) -> None:
-    await run("x = 1")
-    done = await run("while True: pass", timeout_s=0.3)
-    assert (done.status, run.stopped) == ("interrupted", "timeout")
-    assert await run.evaluate("x") == "1"
+    await shared("x = 1")
+    done = await shared("while True: pass", timeout_s=0.3)
+    assert (done.status, shared.stopped) == ("interrupted", "timeout")
+    assert await shared.evaluate("x") == "1"
 
 
-async def test_code_that_waits_for_the_host_is_interrupted(run: SandboxDriver) -> None:
-    done = await run(f"{CALL}host.call('test.nap', {{'seconds': 600}})", timeout_s=0.3)
+async def test_code_that_waits_for_the_host_is_interrupted(shared: SandboxDriver) -> None:
+    done = await shared(f"{CALL}host.call('test.nap', {{'seconds': 600}})", timeout_s=0.3)
     assert done.status == "interrupted"
-    assert await run.evaluate("host.call('test.echo', {'a': 1})['a']") == "1"
+    assert await shared.evaluate("host.call('test.echo', {'a': 1})['a']") == "1"
 
 
-async def test_code_that_awaits_is_interrupted_and_cleans_up(run: SandboxDriver) -> None:
-    await run(
+async def test_code_that_awaits_is_interrupted_and_cleans_up(shared: SandboxDriver) -> None:
+    await shared(
         "import asyncio\nclean = []\nasync def f():\n    try: await asyncio.sleep(600)\n"
         "    finally: clean.append(1)"
     )
-    done = await run("await f()", timeout_s=0.3)
+    done = await shared("await f()", timeout_s=0.3)
     assert done.status == "interrupted"
-    assert await run.evaluate("clean") == "[1]"
+    assert await shared.evaluate("clean") == "[1]"
 
 
 async def test_code_that_ignores_interrupts_loses_its_interpreter_but_not_the_sandbox(
@@ -476,22 +478,22 @@ async def test_the_same_seed_gives_the_same_randomness(backend: Backend) -> None
         assert await drawn(one, "two") != await drawn(other, "three")
 
 
-async def test_randomness_of_a_run_depends_on_its_own_seed_alone(run: SandboxDriver) -> None:
-    await run("import os, secrets, uuid")  # `random` keeps a generator, which its import draws
+async def test_randomness_of_a_run_depends_on_its_own_seed_alone(shared: SandboxDriver) -> None:
+    await shared("import os, secrets, uuid")  # `random` keeps a generator, which its import draws
     fresh = "str((os.urandom(4), secrets.token_hex(4), uuid.uuid4()))"
-    first, other, again = [(await run(fresh, seed=seed)).value for seed in ("one", "two", "one")]
+    first, other, again = [(await shared(fresh, seed=seed)).value for seed in ("one", "two", "one")]
     assert first == again != other
 
 
-async def test_clock_readings_are_recorded(run: SandboxDriver) -> None:
-    done = await run(
+async def test_clock_readings_are_recorded(shared: SandboxDriver) -> None:
+    done = await shared(
         "import time, datetime\na, b = time.time(), datetime.datetime.now().timestamp()\na, b"
     )
     assert done.value is not None
     assert done.clock_readings is not None
     told = [round(reading, 3) for reading in done.clock_readings["time"]]
     assert told == [round(float(part), 3) for part in done.value["text"].strip("[]").split(",")]
-    assert (await run("1")).clock_readings == {}
+    assert (await shared("1")).clock_readings == {}
 
 
 async def test_clock_readings_before_a_call_come_with_the_call(
@@ -526,10 +528,10 @@ async def test_recorded_readings_are_replayed_before_those_of_real_clocks(
 # the link -----------------------------------------------------------------------------------------
 
 
-async def test_many_runs_do_not_mix_up_output_or_replies(run: SandboxDriver) -> None:
+async def test_many_runs_do_not_mix_up_output_or_replies(shared: SandboxDriver) -> None:
     for number in range(50):
         recorder = RunRecorder()
-        done = await run(
+        done = await shared(
             f"{CALL}print({number}); host.call('test.echo', {{'n': {number}}})['n']",
             recorder=recorder,
         )

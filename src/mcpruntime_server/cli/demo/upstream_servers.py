@@ -67,5 +67,7 @@ def write_demo_settings(file: Path, config: Config, servers: Mapping[str, Server
     """Write settings with the user's sandbox; the client answers model requests of code."""
     sandbox = config.sandbox.non_default_values()
     llm = {"broker": "caller"}
-    tables = {"server": {"data_dir": "data"}, "sandbox": sandbox, "mcpServers": servers, "llm": llm}
+    # A client ends a server that takes long to stop with a signal, which is logged as information.
+    server = {"data_dir": "data", "log_level": "warning"}
+    tables = {"server": server, "sandbox": sandbox, "mcpServers": servers, "llm": llm}
     file.write_text(tomli_w.dumps(tables), encoding="utf-8")
