@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ import pytest
 
 from ..helpers.event_streams import ApiClient, connect_api
 from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.random_programs import write_program
 from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.sizes import choose_size
 from ..server.conftest import upstream_entry
 
+PROGRAM_COUNT = choose_size("PROBED_PROGRAMS", short=2, long=100)
+GREEDY = (
+    "made.clear(), made.append(0), random.random(), uuid.uuid4(), time.time(), "
+    "globals().update(last=None), print('seen'), do(put, 'probe', 1)"
+)
 READ_NOTEBOOK: Any = nbformat.reads  # without types
 STEPS = (
     "rows = [3, 1, 2]",
@@ -28,7 +36,10 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
     folder = tmp_path_factory.mktemp("inspection")
     settings = write_settings(
         folder,
-        mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
+        mcpServers={
+            "counted": upstream_entry("counted", str(folder / "done")),
+            "witness": upstream_entry("witness", str(folder / "witnessed"), "3"),
+        },
         sandbox={"backend": "local", "pool_size": 0},
     )
     async with open_http_service(settings) as opened:
@@ -156,3 +167,21 @@ async def test_what_cannot_be_looked_into_is_a_problem(api: ApiClient, runs: lis
         assert (await post(api, probe, body, 409))["code"] == code
     for invalid in ({"line": 0, "expression": "x"}, {"line": 1, "expression": ""}, {"line": 1}):
         await post(api, probe, invalid, 400)
+
+
+async def test_no_probe_changes_the_outcome_of_a_random_program(
+    service: HttpService, token: str
+) -> None:
+    draw = random.Random("probed programs")
+    witnessed = service.settings.parent / "witnessed"
+    for number in range(PROGRAM_COUNT):
+        code = write_program(f"p{number}", f"probe {number}", is_sequential=False)
+        lines = code.count("\n")
+        async with connect_api(service, token) as api:
+            events = await api.execute(code, session=f"program {number}")
+            run, made = events[-1].data["run"], witnessed.read_text()
+            for line in draw.sample(range(22, lines), 2):
+                body = {"line": line, "expression": GREEDY, "max_hits": 5}
+                found = await post(api, f"/runs/{run}/probe", body)
+                assert found["faithful"], (number, line, found)
+            assert witnessed.read_text() == made
