@@ -142,6 +142,7 @@ def valid_body(route: ApiRoute[Any], owned: Owned) -> Any:
         "RerunRequest": {},
         "ProbeBody": {"line": 1, "expression": "1"},
         "QuestionBody": {"code": "1"},
+        "PinBody": {"pinned": True},
     }
     return None if route.body is None else bodies[route.body.__name__]
 

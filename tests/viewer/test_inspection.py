@@ -88,3 +88,12 @@ async def test_a_fork_opens_and_files_are_downloaded(viewer: Viewer) -> None:
         assert (await download.value).suggested_filename == "report-step-3.csv"
         await page.click("[data-fork]")
         await expect(page.locator(".crumbs .tag")).to_contain_text("forked at step 3")
+
+
+async def test_a_step_is_pinned_and_unpinned(viewer: Viewer) -> None:
+    async with viewer.open(await open_step(viewer, 3)) as page:
+        await page.click("text=Pin")
+        await expect(page.locator("[data-pin]")).to_have_text("Unpin")
+        await page.reload()
+        await page.click("text=Unpin")
+        await expect(page.locator("[data-pin]")).to_have_text("Pin")

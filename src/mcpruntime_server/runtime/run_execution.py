@@ -199,6 +199,8 @@ class RunExecution:
         if restarts:  # in this run or since the last one
             notes.append(f"The sandbox says: {truncate_text(restarts[-1], MAX_REASON_CHARS)[0]!r}.")
             restarts.clear()
+        if run.spec.is_offline:
+            return  # nothing starts from its end
         if run.report.status == "waiting":
             has_committed = run.spec.approvals and any(
                 entry.status == "ok" for entry in run.calls.ledger

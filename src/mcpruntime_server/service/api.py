@@ -212,6 +212,17 @@ INSPECTION_ROUTES: tuple[ApiRoute[InspectionApi], ...] = (
         "call nothing. The session does not change.",
     ),
     ApiRoute(
+        "POST",
+        f"{RUN_PATH}/pin",
+        "pinRun",
+        InspectionApi.pin_run,
+        ("run",),
+        {200: inspection_models.PinDocument},
+        inspection_models.PinBody,
+        errors=[400, 404, 413, 415],
+        description="Keep a run, and with it its session, from garbage collection, or no longer.",
+    ),
+    ApiRoute(
         "GET",
         f"{RUN_PATH}/calls",
         "listCalls",

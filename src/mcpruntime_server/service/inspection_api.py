@@ -30,6 +30,8 @@ from .inspection_models import (
     DiffDocument,
     DiffQuery,
     HitDocument,
+    PinBody,
+    PinDocument,
     ProbeBody,
     ProbeDocument,
     QuestionBody,
@@ -121,6 +123,16 @@ class InspectionApi:
                 notes=list(found.notes),
             )
         )
+
+    async def pin_run(self, request: Request) -> Response:
+        """Keep a run from garbage collection, or no longer."""
+        row, _ = await self._find_run(request)
+        body = await read_body(request, PinBody)
+        if body.pinned:
+            await self._runtime.journal.pin_run(row.id, body.reason)
+        else:
+            await self._runtime.journal.unpin_run(row.id)
+        return document_response(PinDocument(run=row.id, pinned=body.pinned))
 
     async def list_calls(self, request: Request) -> Response:
         """Return the calls of a run with their recorded answers."""

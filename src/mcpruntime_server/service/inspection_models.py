@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from ..runtime.inspector import DEFAULT_HITS, MAX_EXPRESSION_CHARS
 from ..runtime.run_report import MAX_PROBE_HITS, RunStatus
 from .api_models import (
+    MAX_NAME_CHARS,
     MAX_TIMEOUT_S,
     BodyModel,
     Code,
@@ -74,6 +75,22 @@ class RecordedCallsDocument(Document):
     run: str
     calls: list[RecordedCallDocument]
     call_count: int
+
+
+class PinBody(BodyModel):
+    """Whether garbage collection keeps a run, and with it its session."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pinned": True}]})
+
+    pinned: bool
+    reason: Annotated[str, Field(max_length=MAX_NAME_CHARS)] = ""
+
+
+class PinDocument(Document):
+    """Whether garbage collection keeps a run."""
+
+    run: str
+    pinned: bool
 
 
 class DiffQuery(RequestModel):

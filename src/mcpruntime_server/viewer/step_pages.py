@@ -95,6 +95,7 @@ class StepPages:
             heading=SessionHeading(session, session.run_count, origin),
             step=step,
             output=await self._read_output(request, step.run),
+            is_pinned=step.run.id in await self._journal.load_pins(),
         )
 
     async def show_panel(self, request: Request) -> Response:
@@ -103,7 +104,10 @@ class StepPages:
         step = await self._load_step(request)
         output = await self._read_output(request, step.run)
         heading = SessionHeading(session, session.run_count, None)
-        return self._render(request, "panel.html", heading=heading, step=step, output=output)
+        is_pinned = step.run.id in await self._journal.load_pins()
+        return self._render(
+            request, "panel.html", heading=heading, step=step, output=output, is_pinned=is_pinned
+        )
 
     def _render(self, request: Request, template: str, **values: Any) -> Response:
         context = self._services.access.describe_request(request)

@@ -8,6 +8,7 @@ import { showDifference } from "./differences.js";
 export function startChanges(panel, session, run) {
   find("[data-try]", panel)?.addEventListener("click", () => openDialog(panel, session, run));
   find("[data-fork]", panel)?.addEventListener("click", (event) => fork(event.currentTarget, session, run));
+  find("[data-pin]", panel)?.addEventListener("click", (event) => pin(event.currentTarget, run));
   find("[data-rewind]", panel)?.addEventListener("click", (event) => rewind(event.currentTarget, session, run));
 }
 
@@ -18,6 +19,20 @@ async function fork(button, session, run) {
     location.assign(`/s/${made.session}/${made.run}`);
   } catch (error) {
     announce(error.message, "error");
+    button.disabled = false;
+  }
+}
+
+async function pin(button, run) {
+  const pinned = !button.dataset.pin;
+  button.disabled = true;
+  try {
+    await sendJson(`/ui/api/runs/${run}/pin`, { pinned });
+    button.dataset.pin = pinned ? "1" : "";
+    button.textContent = pinned ? "Unpin" : "Pin";
+  } catch (error) {
+    announce(error.message, "error");
+  } finally {
     button.disabled = false;
   }
 }
