@@ -60,10 +60,11 @@ from .config.telemetry import sends_traces
 from .errors import ConfigError, McpRuntimeError, Unavailable
 from .journal import server_lease
 from .journal.call_scope import act_for, current_call_scope
+from .journal.quotas import JournalLimits
 from .journal.retention import collect_garbage
 from .journal.rows import LOCAL_PRINCIPAL
 from .journal.server_lease import ServerLease
-from .journal.store import Journal, JournalLimits, open_journal
+from .journal.store import Journal, open_journal
 from .protocol.payloads import ToolListing
 from .runtime.inspector import Inspector
 from .runtime.observer import Observers, RuntimeObserver

@@ -9,7 +9,7 @@ import pytest
 from mcpruntime_server.errors import JournalLimitReached
 from mcpruntime_server.journal import open_journal
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
-from mcpruntime_server.journal.store import MB, JournalLimits
+from mcpruntime_server.journal.quotas import MB, JournalLimits
 
 LIMITS = JournalLimits(run_bytes=MB, session_bytes=3 * MB)
 HALF = OutputWritten("stdout", "x" * (MB * 6 // 10))

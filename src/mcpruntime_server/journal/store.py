@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -28,7 +27,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection, Error
 from typing import IO, Any, Literal, TypeVar
@@ -37,28 +35,22 @@ from weakref import WeakValueDictionary
 import anyio
 from anyio import to_thread
 
-from mcpruntime_server.errors import JournalFailed, JournalLimitReached, NotFound
+from mcpruntime_server.errors import JournalFailed, NotFound
 
 from . import mutations, queries
 from .blob_store import BlobStore, ReadChunks
 from .disk_sync import LogSync, sync_folder
 from .events import (
     KIND_BY_CLASS,
-    CallFinished,
-    CallStarted,
-    ClocksRead,
     Event,
     FileEntry,
-    FilesChanged,
-    OutputWritten,
-    QuestionAsked,
     RunFinished,
     encoded_fields,
     event_to_json,
 )
 from .journal_writer import JournalWriter
+from .quotas import JournalLimits, RecordingQuotas
 from .rows import (
-    LOCAL_PRINCIPAL,
     CallResult,
     QuestionRow,
     RunRow,
@@ -87,18 +79,6 @@ Durability = Literal["process", "disk"]  # what a recorded event survives the lo
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class JournalLimits:
-    """How much the runs of a session may record: code, arguments, answers and output.
-
-    The files of a workspace do not count.
-    """
-
-    run_bytes: int
-    session_bytes: int
-    principal_bytes: int = 0  # of each principal but the local user, files included; 0: no limit
 
 
 @asynccontextmanager
@@ -189,12 +169,7 @@ class Journal:
         self._log = log  # None: what is committed is durable enough
         self._ends_appended = 0  # of runs
         self._ends_synced = 0
-        self._limits = limits
-        self._session_bytes: Counter[str] = Counter()  # recorded, of the sessions owned here
-        self._run_bytes: Counter[str] = Counter()  # of the runs under way
-        self._principals: dict[str, str] = {}  # of the sessions owned here, if they are limited
-        self._principal_bytes: dict[str, int] = {}
-        self._measured_at: dict[str, float] = {}  # when a principal's bytes were last measured
+        self._quotas = RecordingQuotas(limits, blobs, self.read)
 
     @property
     def survives_machine(self) -> bool:
@@ -221,7 +196,7 @@ class Journal:
         encoded = encoded_fields(event)
         text = event_to_json(event, encoded)
         size_bytes = len(text) + sum(map(len, encoded.values())) + EVENT_OVERHEAD_BYTES
-        self._count_bytes(session_id, run_id, event, size_bytes)
+        self._quotas.count_event(session_id, run_id, event, size_bytes)
         sequence = self._last_sequences[session_id] + 1
         self._last_sequences[session_id] = sequence
         stored = StoredEvent(session_id, sequence, run_id, time.time(), event)
@@ -235,55 +210,7 @@ class Journal:
 
     def check_room(self, session_id: str) -> None:
         """Raise `JournalLimitReached` if a session may record no more."""
-        limits = self._limits
-        if limits is not None:
-            if self._session_bytes[session_id] >= limits.session_bytes:
-                raise session_limit_error(limits)
-            if self._is_principal_full(session_id, limits):
-                raise principal_limit_error(limits)
-
-    def _is_principal_full(self, session_id: str, limits: JournalLimits, more: int = 0) -> bool:
-        """Return whether the principal of a session may not record so many bytes more."""
-        principal = self._principals.get(session_id)
-        if principal is None:
-            return False
-        return self._principal_bytes[principal] + max(more, 1) > limits.principal_bytes
-
-    async def _register_principal(self, session_id: str, principal: str) -> None:
-        """Count what a principal has recorded, from now on; before, it is measured.
-
-        A principal at the limit is measured again after a while: sessions may have been removed.
-        """
-        limits = self._limits
-        if limits is None or not limits.principal_bytes or principal == LOCAL_PRINCIPAL:
-            return
-        size, now = self._principal_bytes.get(principal), time.monotonic()
-        is_due = now - self._measured_at.get(principal, now) > MEASURE_INTERVAL_S
-        if size is None or (is_due and size >= limits.principal_bytes):
-            self._measured_at[principal] = now
-            self._principal_bytes[principal] = await self.read(
-                lambda rows: queries.measure_principal(rows, self.blobs, principal)
-            )
-        self._principals[session_id] = principal
-
-    def _count_bytes(self, session_id: str, run_id: str | None, event: Event, size: int) -> None:
-        """Count an event; raises `JournalLimitReached` for one that a run may do without."""
-        limits, run = self._limits, run_id or ""
-        if limits is not None and is_limited(event):
-            if self._run_bytes[run] + size > limits.run_bytes:
-                raise run_limit_error(limits)
-            if self._session_bytes[session_id] + size > limits.session_bytes:
-                raise session_limit_error(limits)
-            if self._is_principal_full(session_id, limits, size):
-                raise principal_limit_error(limits)
-        principal = self._principals.get(session_id)
-        if principal is not None:
-            files = event.changed.values() if isinstance(event, FilesChanged) else ()
-            self._principal_bytes[principal] += size + sum(file["size"] for file in files)
-        self._session_bytes[session_id] += size
-        self._run_bytes[run] += size
-        if isinstance(event, RunFinished):
-            del self._run_bytes[run]
+        self._quotas.check_room(session_id)
 
     @property
     def is_behind(self) -> bool:
@@ -343,7 +270,7 @@ class Journal:
             origin=tip or origin,
             purpose=purpose,
         )
-        await self._register_principal(session_id, principal)
+        await self._quotas.register_principal(session_id, principal)
         await self.write(lambda rows: mutations.insert_session(rows, self.owner, row))
         self._last_sequences.setdefault(session_id, 0)
         return row
@@ -356,12 +283,9 @@ class Journal:
         row, last_sequence = await self.write(
             lambda rows: mutations.claim_session(rows, self.data_dir, self.owner, session_id)
         )
-        if self._limits is not None and session_id not in self._last_sequences:
-            self._session_bytes[session_id], of_runs = await self.read(
-                lambda rows: queries.measure_session(rows, self.blobs, session_id)
-            )
-            self._run_bytes |= Counter(of_runs)  # a run that is resumed goes on counting
-        await self._register_principal(session_id, row.principal)
+        if session_id not in self._last_sequences:
+            await self._quotas.measure_session(session_id)
+        await self._quotas.register_principal(session_id, row.principal)
         self._last_sequences.setdefault(session_id, last_sequence)
         return row
 
@@ -375,7 +299,7 @@ class Journal:
         except JournalFailed:
             self._last_sequences[session_id] = last_sequence
             raise
-        self._principals.pop(session_id, None)
+        self._quotas.forget_session(session_id)
 
     async def pin_run(self, run_id: str, reason: str) -> None:
         """Protect a run, and so its session, from garbage collection; raises `NotFound`."""
@@ -696,38 +620,3 @@ class Journal:
             await self._writer.stop()
             if self._log is not None:
                 await self._log.close()
-
-
-def is_limited(event: Event) -> bool:
-    """Return whether an event is refused beyond the limits: the end of what has begun never is."""
-    if isinstance(event, CallFinished):
-        return event.error is None
-    return isinstance(event, CallStarted | OutputWritten | ClocksRead | QuestionAsked)
-
-
-def run_limit_error(limits: JournalLimits) -> JournalLimitReached:
-    """Return the error for a run that has recorded too much."""
-    return JournalLimitReached(
-        f"The run has recorded {limits.run_bytes // MB:,} MB of arguments, answers and output, "
-        "which is the limit.",
-        remedy="Split the work into several runs, let code keep large data in workspace files, "
-        "or raise the server's setting `[journal] run_mb`.",
-    )
-
-
-def principal_limit_error(limits: JournalLimits) -> JournalLimitReached:
-    """Return the error for a principal whose sessions have recorded too much."""
-    return JournalLimitReached(
-        f"Your sessions have recorded {limits.principal_bytes // MB:,} MB, which is the limit.",
-        remedy="Ask who runs the server to remove old sessions (`gc`), or to raise its setting "
-        "`[journal] principal_mb`.",
-    )
-
-
-def session_limit_error(limits: JournalLimits) -> JournalLimitReached:
-    """Return the error for a session that has recorded too much."""
-    return JournalLimitReached(
-        f"The session has recorded {limits.session_bytes // MB:,} MB of code, arguments, answers "
-        "and output, which is the limit.",
-        remedy="Continue in another session, or raise the server's setting `[journal] session_mb`.",
-    )

@@ -1,4 +1,4 @@
-"""The connection to one upstream: opened on request, kept, described, and opened again.
+"""Opens the connection to one upstream on request, keeps it, and opens it again after it ended.
 
 Rule 1: a connection belongs to one task, `ConnectionSupervisor.run`. Callers only use it.
 Rule 2: every failure to connect reaches all who wait, each with an exception of its own.
@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import anyio
 from mcp import Client, MCPError, types
-from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from pydantic import ValidationError
 
 from ... import APP_NAME
@@ -26,22 +25,22 @@ from ...config import UpstreamSettings
 from ...errors import CallFailed
 from ..redaction import Credentials
 from .direct_requests import CLOSED_MESSAGE, DirectCalls
-from .large_answers import LargeAnswers, LargeResult, ListPage, PageBounds, ToolContract
+from .large_answers import LargeAnswers
 from .message_limits import LimitExceeded, MessageLimits
 from .output_checks import accept_result
-from .paged_lists import LIST_KINDS, RESOURCES, TOOLS, page_bounds
+from .paged_lists import LIST_KINDS, page_bounds
 from .stashed_answers import StashedAnswers
-from .stderr_log import log_size, quote_last_lines
+from .stderr_log import StderrTail
 from .tool_list import ToolList
+from .tool_list_watch import ToolListWatch
 from .transport import TransportState, open_transport
 from .unrequested_messages import MessageFilter
+from .upstream_connection import UpstreamConnection
 
 MAX_MESSAGE_CHARS = 2_000  # characters that an upstream may contribute to an error
 MIN_RETRY_DELAY_S = 0.2  # before the next connection after one that failed or did not last
 MAX_RETRY_DELAY_S = 30.0
 STABLE_CONNECTION_S = 10.0  # after a connection that lived so long, the next needs no delay
-MIN_LISTING_INTERVAL_S = 1.0  # between two listings that the upstream has caused
-IDLE_PER_LISTING = 4.0  # times as long as a listing and its uses take, it is not caused again
 
 UpstreamState = Literal["idle", "connecting", "ready", "failed"]
 
@@ -54,96 +53,71 @@ class UpstreamStatus:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class UpstreamConnection:
-    """One live connection and the state of its transport."""
-
-    client: Client
-    transport: TransportState
-    direct_calls: DirectCalls | None  # faster than the client's, where the transport allows them
-    closed: anyio.Event  # set when the process has ended and its stderr is in the log
-    timeout_s: float  # of a request
-
-    async def call_tool(
-        self, tool: str, arguments: dict[str, Any], contract: ToolContract
-    ) -> types.CallToolResult | LargeResult:
-        """Return the result of a call; raises what the client raises."""
-        if self.direct_calls is None:
-            result = await self.client.call_tool(tool, arguments, self.timeout_s)
-            found = self.transport.stash.take(result.meta)
-            return found if isinstance(found, LargeResult) else result
-        return await self.direct_calls.call_tool(tool, arguments, self.timeout_s, contract)
-
-    async def fetch_page(self, key: str, cursor: str | None, bounds: PageBounds) -> ListPage:
-        """Return the page of a list (`ListKind.key`); raises what the client raises."""
-        if self.direct_calls is not None:
-            return await self.direct_calls.fetch_page(key, cursor, bounds, self.timeout_s)
-        page: ListPage
-        if key == TOOLS.key:
-            tools = await self.client.list_tools(cursor=cursor)
-            page, meta = ListPage(tools.tools, tools.next_cursor), tools.meta
-        elif key == RESOURCES.key:
-            resources = await self.client.list_resources(cursor=cursor)
-            page, meta = ListPage(resources.resources, resources.next_cursor), resources.meta
-        else:
-            listed = await self.client.list_resource_templates(cursor=cursor)
-            page, meta = ListPage(listed.resource_templates, listed.next_cursor), listed.meta
-        found = self.transport.stash.take(meta)
-        return found if isinstance(found, ListPage) else page
-
-    @property
-    def close_reason(self) -> str:
-        """Why the connection has ended, as a clause."""
-        requests = self.transport.direct_requests
-        return requests.close_reason if requests else "its connection closed"
-
-    def is_session_expired(self, error: MCPError) -> bool:
-        """Return whether `error` says that the server has dropped the session.
-
-        Such a server has not processed the request, so it may be sent again.
-        """
-        return self.transport.is_session_expired and "session" in error.message.lower()
-
-
 class ConnectAttempt:
     """One attempt to connect, for which any number of callers wait."""
 
     def __init__(self) -> None:
+        self.requested = anyio.Event()
+        self.started_at: float | None = None
         self.finished = anyio.Event()
         self.failure: Callable[[], CallFailed] | None = None
 
 
+class RetrySchedule:
+    """When to connect again: at once, or later and later after connections that failed."""
+
+    def __init__(self) -> None:
+        self._failures = 0  # connections in a row that failed or did not last
+        self._retry_at = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is too early for the next attempt."""
+        return anyio.current_time() < self._retry_at
+
+    async def wait(self) -> None:
+        """Wait until the next attempt may begin."""
+        await anyio.sleep(max(0.0, self._retry_at - anyio.current_time()))
+
+    def record_end(self, *, is_failure: bool) -> None:
+        """Note how a connection has ended; the delays after failures grow, with jitter."""
+        if not is_failure:
+            self._failures, self._retry_at = 0, 0.0
+            return
+        delay_s = MIN_RETRY_DELAY_S * 2.0 ** min(self._failures, 16)
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311 - not used for security
+        self._failures += 1
+        self._retry_at = anyio.current_time() + min(delay_s, MAX_RETRY_DELAY_S) * jitter
+
+
 class ConnectionSupervisor:
-    """Opens and holds the connection to one upstream, and keeps its list of tools up to date."""
+    """Opens and holds the connection to one upstream."""
 
     def __init__(
         self,
         name: str,
         settings: UpstreamSettings,
         base_dir: Path,
-        log_file: Path,
+        stderr: StderrTail,
         credentials: Credentials,
         tool_list: ToolList,
+        tool_list_watch: ToolListWatch,
         hold_slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._name = name
         self._settings = settings
         self._base_dir = base_dir
-        self._log_file = log_file
-        self._log_start = 0  # where the stderr of the current process begins in the log
+        self._stderr = stderr
         self._credentials = credentials
         self._tool_list = tool_list
+        self._tool_list_watch = tool_list_watch
         self._hold_slot = hold_slot  # of a limited number, for as long as a connection exists
         self._is_closed = False
         self._is_ended_here = False  # the current connection did not end by itself
         self._connection: UpstreamConnection | None = None
         self._attempt = ConnectAttempt()
-        self._requested = anyio.Event()
-        self._connecting_since: float | None = None
         self._failure: Callable[[], CallFailed] | None = None
-        self._failed_attempts = 0  # connections in a row that failed or did not last
-        self._retry_at = 0.0
-        self._listing_cost_s = 0.0  # of what has been made of the last list
+        self._retries = RetrySchedule()
 
     @property
     def status(self) -> UpstreamStatus:
@@ -151,7 +125,7 @@ class ConnectionSupervisor:
         error = self._failure().message if self._failure else ""
         if self._connection:
             return UpstreamStatus("ready")
-        if self._connecting_since is not None:
+        if self._attempt.started_at is not None:
             return UpstreamStatus("connecting", error)
         return UpstreamStatus("failed", error) if error else UpstreamStatus("idle")
 
@@ -163,23 +137,22 @@ class ConnectionSupervisor:
     @property
     def connecting_s(self) -> float:
         """The seconds for which the current attempt to connect has lasted; 0 if there is none."""
-        since = self._connecting_since
+        since = self._attempt.started_at
         return 0.0 if since is None else anyio.current_time() - since
 
     def request(self) -> None:
         """Start to connect, if the upstream is not connected, without waiting for it."""
         if self._connection is None:
-            self._requested.set()
+            self._attempt.requested.set()
 
     async def connect(self) -> UpstreamConnection:
         """Return the live connection, which is opened if needed; raises `CallFailed`."""
         while self._connection is None:
-            is_connecting = self._connecting_since is not None
-            must_wait = not is_connecting and anyio.current_time() < self._retry_at
+            attempt = self._attempt
+            must_wait = attempt.started_at is None and self._retries.is_waiting
             if self._failure and (must_wait or self._is_closed):
                 raise self._failure()
-            attempt = self._attempt
-            self._requested.set()
+            attempt.requested.set()
             await attempt.finished.wait()
             if attempt.failure:
                 raise attempt.failure()
@@ -205,23 +178,7 @@ class ConnectionSupervisor:
     async def refresh_tools(self) -> None:
         """List the tools of a connected upstream again, before it announces a change."""
         if self._connection:
-            await self._try_list_tools(self._connection)
-
-    def add_listing_cost(self, seconds: float) -> None:
-        """Count work that the last listing has caused: the next one has to wait the longer."""
-        self._listing_cost_s += seconds
-
-    async def quote_stderr(self) -> str:
-        """Return a sentence with what a process has written last, or only where its log is."""
-
-        def read() -> str:
-            if not self._log_file.exists():
-                return ""
-            quoted = quote_last_lines(self._log_file, self._log_start)
-            text = f" Its stderr is in {self._log_file}"
-            return f"{text} and ends with {quoted}." if quoted else f"{text}."
-
-        return await anyio.to_thread.run_sync(read)
+            await self._tool_list_watch.refresh(self._connection)
 
     # the task that owns the connection ------------------------------------------------------------
 
@@ -229,9 +186,9 @@ class ConnectionSupervisor:
         """Open the connection when a caller requests it; runs until it is cancelled."""
         try:
             while True:
-                await self._requested.wait()
-                self._connecting_since = anyio.current_time()
-                await anyio.sleep(max(0.0, self._retry_at - anyio.current_time()))
+                await self._attempt.requested.wait()
+                self._attempt.started_at = anyio.current_time()
+                await self._retries.wait()
                 await self._hold_connection()
         finally:
             message = f"The upstream {self._name} is shutting down."
@@ -259,25 +216,14 @@ class ConnectionSupervisor:
         was_ready = self._attempt is not attempt
         was_stable = anyio.current_time() - started_at > STABLE_CONNECTION_S
         is_refused = isinstance(raised, CallFailed)  # here, before the upstream was reached
-        if is_refused or (was_ready and (was_stable or self._is_ended_here)):
-            self._failed_attempts = 0
-        else:
-            self._failed_attempts += 1
-        self._retry_at = anyio.current_time() + self._retry_delay_s()
+        has_lasted = was_ready and (was_stable or self._is_ended_here)
+        self._retries.record_end(is_failure=not (is_refused or has_lasted))
         if not was_ready:
             if isinstance(raised, CallFailed):
                 self._finish_attempt(partial(CallFailed, raised.kind, raised.message))
                 return
-            stderr = await self.quote_stderr()
+            stderr = await self._stderr.quote()
             self._finish_attempt(self._build_failure(problem, raised, state, stderr))
-
-    def _retry_delay_s(self) -> float:
-        """Return the delay before the next attempt: exponential, with jitter."""
-        if not self._failed_attempts:
-            return 0.0
-        delay_s = MIN_RETRY_DELAY_S * 2.0 ** min(self._failed_attempts - 1, 16)
-        jitter = random.uniform(0.5, 1.5)  # noqa: S311 - not used for security
-        return min(delay_s, MAX_RETRY_DELAY_S) * jitter
 
     def _build_failure(
         self, problem: str, raised: Exception | None, state: TransportState, stderr: str
@@ -298,8 +244,6 @@ class ConnectionSupervisor:
     def _finish_attempt(self, failure: Callable[[], CallFailed] | None) -> None:
         """Report the result of the current attempt to all who wait for it."""
         attempt, self._attempt = self._attempt, ConnectAttempt()
-        self._requested = anyio.Event()
-        self._connecting_since = None
         self._failure = attempt.failure = failure
         attempt.finished.set()
 
@@ -310,13 +254,13 @@ class ConnectionSupervisor:
 
         `start_scope` limits the time until the connection is ready.
         """
-        self._log_start = await anyio.to_thread.run_sync(log_size, self._log_file)
+        await self._stderr.start()
         closed = anyio.Event()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._hold_slot())
             stack.callback(closed.set)
             transport = open_transport(
-                state, self._settings, self._base_dir, self._log_file, self._credentials
+                state, self._settings, self._base_dir, self._stderr.path, self._credentials
             )
             stack.push_async_callback(self._tool_list.output_checks.close)
             stack.push_async_callback(answers.close)
@@ -333,8 +277,7 @@ class ConnectionSupervisor:
             stack.callback(self.mark_disconnected, connection)
             self._finish_attempt(None)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._follow_notifications, connection)
-                tasks.start_soon(self._follow_subscription, connection)
+                tasks.start_soon(self._tool_list_watch.follow, connection)
                 await state.ended.wait()
                 self.mark_disconnected(connection)
                 tasks.cancel_scope.cancel()
@@ -351,55 +294,6 @@ class ConnectionSupervisor:
             message_handler=on_message,
             cache=None,
         )
-
-    # changes of the tool list ---------------------------------------------------------------------
-
-    async def _try_list_tools(self, connection: UpstreamConnection) -> None:
-        """Fetch the list again."""
-        try:
-            await self._tool_list.fetch(connection.client, connection.fetch_page)
-        except (MCPError, RuntimeError, ValueError):
-            return  # keep the known list; a lost connection is reported by its transport
-
-    async def _list_changed_tools(self, connection: UpstreamConnection) -> None:
-        """Fetch a list that has changed, and wait before the upstream may cause it again."""
-        started_at = anyio.current_time()
-        await self._try_list_tools(connection)
-        taken_s, self._listing_cost_s = anyio.current_time() - started_at, 0.0
-        await anyio.sleep(max(MIN_LISTING_INTERVAL_S, IDLE_PER_LISTING * taken_s))
-        while self._listing_cost_s:
-            taken_s, self._listing_cost_s = self._listing_cost_s, 0.0
-            await anyio.sleep(IDLE_PER_LISTING * taken_s)
-
-    async def _follow_notifications(self, connection: UpstreamConnection) -> None:
-        """List the tools again after each notification, as older protocol revisions send them."""
-        while True:
-            await connection.transport.messages.tools_changed.wait()
-            await self._list_changed_tools(connection)
-
-    async def _follow_subscription(self, connection: UpstreamConnection) -> None:
-        """Subscribe to changes of the tool list, as protocol revision 2026-07-28 offers it.
-
-        A subscription that ends is opened again.
-        """
-        client = connection.client
-        capability = client.server_capabilities.tools
-        if capability is None or not capability.list_changed:
-            return
-        delay = MIN_RETRY_DELAY_S
-        while True:
-            try:
-                async with client.listen(tools_list_changed=True) as events:
-                    delay = MIN_RETRY_DELAY_S
-                    await self._try_list_tools(connection)  # it may have changed before
-                    async for _ in events:
-                        await self._list_changed_tools(connection)
-            except ListenNotSupportedError:
-                return
-            except (SubscriptionLost, MCPError, TimeoutError):
-                pass
-            await anyio.sleep(delay)
-            delay = min(delay * 2, MAX_RETRY_DELAY_S)
 
 
 def innermost_exception(error: Exception) -> Exception:

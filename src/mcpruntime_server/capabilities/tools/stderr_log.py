@@ -77,6 +77,29 @@ def log_size(path: Path) -> int:
         return 0
 
 
+class StderrTail:
+    """The end of a log: what the current process of an upstream has written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start = 0  # where the stderr of the current process begins
+
+    async def start(self) -> None:
+        """Leave out what is in the log by now: the next process writes behind it."""
+        self._start = await anyio.to_thread.run_sync(log_size, self.path)
+
+    async def quote(self) -> str:
+        """Return a sentence with the last lines, or only where the log is; "" without a log."""
+        return await anyio.to_thread.run_sync(self._read_quoted)
+
+    def _read_quoted(self) -> str:
+        if not self.path.exists():
+            return ""
+        quoted = quote_last_lines(self.path, self._start)
+        text = f" Its stderr is in {self.path}"
+        return f"{text} and ends with {quoted}." if quoted else f"{text}."
+
+
 def quote_last_lines(path: Path, start: int) -> str:
     """Return the last lines of a log after offset `start`, each quoted; "" if there are none.
 

@@ -23,16 +23,17 @@ from .catalogue_cache import Catalogue, CatalogueCache, catalogue_key
 from .connection_supervisor import (
     MAX_MESSAGE_CHARS,
     ConnectionSupervisor,
-    UpstreamConnection,
     UpstreamStatus,
 )
 from .credentials import collect_credentials
 from .large_answers import LargeResult
 from .paged_lists import FetchedList, ItemT, ListKind, PagedList
-from .stderr_log import log_path
+from .stderr_log import StderrTail, log_path
 from .tool_list import ToolList
+from .tool_list_watch import ToolListWatch
 from .tool_results import error_message, error_texts, to_json_data
 from .upstream_calls import UpstreamCalls
+from .upstream_connection import UpstreamConnection
 
 SAVE_TIMEOUT_S = 2.0  # for the last tool lists to reach the disk at shutdown
 
@@ -73,13 +74,16 @@ class Upstream:
         self.cache_key = catalogue_key(name, settings, base_dir, principal)
         self._credentials = own.credentials if own else collect_credentials(settings)
         self._tool_list = ToolList(settings, self._credentials)
+        self._tool_list_watch = ToolListWatch(self._tool_list)
+        stderr = StderrTail(self.log_file)
         self._supervisor = ConnectionSupervisor(
             name,
             settings,
             base_dir,
-            self.log_file,
+            stderr,
             self._credentials,
             self._tool_list,
+            self._tool_list_watch,
             partial(own.hold_slot, self) if own else nullcontext,
         )
         self._calls = UpstreamCalls(
@@ -88,6 +92,7 @@ class Upstream:
             self._credentials,
             self._supervisor,
             self._tool_list,
+            stderr,
             own.on_idle if own else lambda: None,
         )
 
@@ -187,7 +192,7 @@ class Upstream:
 
     def add_listing_cost(self, seconds: float) -> None:
         """Count work that the last listing has caused: the next one has to wait the longer."""
-        self._supervisor.add_listing_cost(seconds)
+        self._tool_list_watch.add_cost(seconds)
 
     async def keep_stored(self, cache: CatalogueCache) -> None:
         """Store the tools after each listing; runs until it is cancelled."""

@@ -18,11 +18,13 @@ from ...config import UpstreamSettings
 from ...errors import CallFailed
 from ...journal.call_scope import current_reply_room
 from ..redaction import Credentials
-from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor, UpstreamConnection
+from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor
 from .direct_requests import CLOSED_MESSAGE
 from .large_answers import LargeResult
 from .message_limits import LimitExceeded
+from .stderr_log import StderrTail
 from .tool_list import ToolList
+from .upstream_connection import UpstreamConnection
 
 DRAIN_TIMEOUT_S = 2.0  # for the last stderr of a process that has died
 STREAM_LOST_PREFIX = "SSE stream"  # of the SDK's message if only the stream of this call has ended
@@ -40,6 +42,7 @@ class UpstreamCalls:
         credentials: Credentials,
         supervisor: ConnectionSupervisor,
         tool_list: ToolList,
+        stderr: StderrTail,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
@@ -47,6 +50,7 @@ class UpstreamCalls:
         self._credentials = credentials
         self._supervisor = supervisor
         self._tool_list = tool_list
+        self._stderr = stderr
         self._slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._active = 0
         self._used_at = 0.0
@@ -127,7 +131,7 @@ class UpstreamCalls:
                 supervisor.mark_disconnected(connection)
                 with anyio.move_on_after(DRAIN_TIMEOUT_S):
                     await connection.closed.wait()
-                stderr = await supervisor.quote_stderr()
+                stderr = await self._stderr.quote()
                 self._raise_disconnected(tool, connection.close_reason, stderr)
             if problem := connection.transport.messages.find_problem(error):
                 self._raise_unusable(tool, problem)
@@ -135,7 +139,7 @@ class UpstreamCalls:
         except (ValidationError, RuntimeError, ValueError) as error:
             self._raise_unusable(tool, error)
         except (OSError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
-            stderr = await supervisor.quote_stderr()
+            stderr = await self._stderr.quote()
             self._raise_disconnected(tool, type(error).__name__, stderr)
 
     def _raise_mcp_error(
