@@ -32,7 +32,7 @@ USED_MODULES = (
     "jinja2",
     "jsonschema_rs",
     "mcp.server.mcpserver",
-    "mcpruntime_server.app",
+    "mcpruntime_server.app.serving",
     "mcpruntime_server.cli.serve",
     "rich.logging",
 )

@@ -14,6 +14,7 @@ from .signals import run_until_signal
 from .terminal_text import print_json, print_text
 
 if TYPE_CHECKING:
+    from ..protocol.payloads import ToolListing
     from ..sandbox import HealthCheck
 
 
@@ -34,7 +35,7 @@ def doctor_command(config: Config, *, as_json: bool) -> int:
 
     Exits with 1 if something is broken.
     """
-    from ..app import run_checks
+    from ..app.health_checks import run_checks
 
     checks = anyio.run(run_checks, config)
     if as_json:
@@ -79,12 +80,10 @@ def build_command(config: Config, *, force: bool) -> int:
 @pass_config
 def tools_command(config: Config, *, server: str | None, as_json: bool) -> int:
     """List the tools that code can import, or print the generated module of SERVER."""
-    from ..app import list_tools, load_shim_source
-
     if server is not None:
         print_text(anyio.run(load_shim_source, config, server))
         return 0
-    listing = anyio.run(list_tools, config)
+    listing = anyio.run(load_tool_listing, config)
     if as_json:
         print_json(listing)
         return 0
@@ -94,6 +93,28 @@ def tools_command(config: Config, *, server: str | None, as_json: bool) -> int:
     for problem in listing["problems"]:
         print_text(f"problem: {problem}", sys.stderr)
     return 1 if listing["problems"] else 0
+
+
+async def load_tool_listing(config: Config) -> ToolListing:
+    """Start all upstreams and return their tools, as the local user has them."""
+    from ..app.composition import open_tools
+    from ..journal.call_scope import act_for
+    from ..journal.rows import LOCAL_PRINCIPAL
+
+    act_for(LOCAL_PRINCIPAL)
+    async with open_tools(config) as catalog:
+        return await catalog.list_live_tools()
+
+
+async def load_shim_source(config: Config, package: str) -> str:
+    """Return the source of one upstream's generated module, as the local user has it."""
+    from ..app.composition import open_tools
+    from ..journal.call_scope import act_for
+    from ..journal.rows import LOCAL_PRINCIPAL
+
+    act_for(LOCAL_PRINCIPAL)
+    async with open_tools(config) as catalog:
+        return (await catalog.load_live_shim(package))["source"]
 
 
 @click.group("config")

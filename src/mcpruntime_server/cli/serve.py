@@ -33,7 +33,7 @@ def serve_stdio(config: Config) -> int:
     """Serve MCP on stdin and stdout until the client closes stdin or a signal comes; return 0."""
     # The imported objects stay alive. Examining them again and again takes a tenth of the start.
     gc.disable()
-    from ..app import serve_stdio as serve
+    from ..app.serving import serve_stdio as serve
 
     gc.freeze()
     gc.enable()
@@ -53,7 +53,7 @@ def serve_command(config: Config, *, host: str | None, port: int | None, no_auth
     Clients send a bearer token, which `token create NAME` makes. Each NAME has sessions of its
     own. Other machines should connect through a proxy that adds TLS.
     """
-    from ..app import serve_http
+    from ..app.serving import serve_http
     from ..service.access_tokens import TokenStore
     from ..viewer.browser_logins import BrowserLogins
 

@@ -237,7 +237,7 @@ async def check_versions(
     """Return the versions as they are after the gate; starts the upstreams that they use."""
     from rich.progress import track
 
-    from ..app import open_app
+    from ..app.composition import open_app
     from ..journal.call_scope import act_for
 
     act_for(principal)  # who may have upstreams of its own

@@ -28,7 +28,7 @@ from .terminal_text import print_json
 MAX_LEFT_CALL_CHARS = 300  # of the arguments of a call that a rewind does not undo
 
 if TYPE_CHECKING:
-    from ..app import App
+    from ..app.composition import App
     from ..runtime.run_diff import RunDiff
     from ..runtime.time_travel import ChangedAnswer, Rewound
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def open_standalone_app(config: Config) -> AsyncIterator[App]:
     """Open an app that starts sandboxes only on demand and ignores what other servers left."""
-    from ..app import open_app
+    from ..app.composition import open_app
 
     alone = replace(config, sandbox=replace(config.sandbox, pool_size=0))
     async with open_app(alone, resume_runs=False) as app:

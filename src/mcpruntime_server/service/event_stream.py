@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import McpRuntimeError, RateLimited
+from ..runtime.shutdown import cancel_when_set
 from .problems import build_problem
 from .run_events import EncodedEvent, format_event_id
 
@@ -107,12 +108,6 @@ async def cancel_when_left(receive: Receive, scope: anyio.CancelScope) -> None:
     """Cancel `scope` when the client of a request has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
-
-
-async def cancel_when_set(event: anyio.Event, scope: anyio.CancelScope) -> None:
-    """Cancel `scope` when `event` is set."""
-    await event.wait()
     scope.cancel()
 
 

@@ -23,6 +23,7 @@ from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion, parse_an
 from ..runtime.run import Run
 from ..runtime.run_history import load_run
 from ..runtime.run_report import RunReport
+from ..runtime.shutdown import cancel_when_set
 from ..server.client_questions import RECEIPT_TIMEOUT_S
 from ..server.plan_commit import check_has_plan, commit_plan
 from ..server.run_lookup import RunLookup
@@ -31,7 +32,7 @@ from .api_models import AnswersRequest, EventsQuery, ExecuteRequest, RunDocument
 from .api_services import ApiServices
 from .authentication import find_caller, find_principal
 from .documents import build_run_document
-from .event_stream import EventStreamResponse, OpenStreams, cancel_when_set
+from .event_stream import EventStreamResponse, OpenStreams
 from .requests import document_response, read_body, read_query
 from .run_events import BEGINNING, EventPosition, parse_event_id
 from .run_feed import FollowedRun, RunFeeds, RunFollower

@@ -360,7 +360,7 @@ async def test_nothing_of_the_folder_that_a_server_is_started_in_is_run(
 
 def test_the_start_imports_no_model_client() -> None:
     code = (
-        "import sys, mcpruntime_server.app\n"
+        "import sys, mcpruntime_server.app.serving\n"
         "print([m for m in ('litellm', 'openai', 'aiohttp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

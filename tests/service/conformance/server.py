@@ -47,7 +47,8 @@ from mcp.types import (
     UnsubscribeRequestParams,
 )
 
-from mcpruntime_server.app import App, serve_http
+from mcpruntime_server.app.composition import App
+from mcpruntime_server.app.serving import serve_http
 from mcpruntime_server.config import load_config
 from mcpruntime_server.errors import NotFound
 from mcpruntime_server.service.access_tokens import TokenStore

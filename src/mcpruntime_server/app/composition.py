@@ -1,0 +1,437 @@
+"""The composition root: builds all parts from the settings and connects them; no other logic."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+from mcp.server import MCPServer
+
+from ..capabilities.agent.sub_agents import SubAgents
+from ..capabilities.credential_keys import load_keys
+from ..capabilities.credential_store import CredentialStore
+from ..capabilities.file_exports import FileExporter
+from ..capabilities.inputs.store import InputStore
+from ..capabilities.knowledge.resource_provider import (
+    ListedResource,
+    ResourceAccess,
+    ResourceListing,
+)
+from ..capabilities.knowledge.service import KnowledgeService, open_knowledge
+from ..capabilities.llm.model_process import open_model_process
+from ..capabilities.llm.model_service import ModelService, select_backend
+from ..capabilities.policy import Policy
+from ..capabilities.skills.descriptions import describe_skill
+from ..capabilities.skills.guides import GuideFolders
+from ..capabilities.skills.library import SkillLibrary, retire_unused_skills
+from ..capabilities.skills.saving import SkillSaver
+from ..capabilities.skills.store import SkillStore
+from ..capabilities.tools.catalog import Catalog, ReportChange, open_catalog
+from ..capabilities.tools.catalogue_cache import CatalogueCache
+from ..capabilities.tools.input_resources import UpstreamResources
+from ..capabilities.tools.principal_upstreams import CredentialVault, open_principal_upstreams
+from ..capabilities.tools.resource_listing import (
+    list_resources,
+    read_text_resource,
+    upstream_digest,
+)
+from ..capabilities.tools.upstream import open_upstreams
+from ..config import Config, Verdict
+from ..config.file_modes import make_private
+from ..config.shell_commands import format_command
+from ..errors import McpRuntimeError, Unavailable
+from ..journal import server_lease
+from ..journal.call_scope import act_for, current_call_scope
+from ..journal.quotas import JournalLimits
+from ..journal.server_lease import ServerLease
+from ..journal.store import Journal, open_journal
+from ..runtime.observer import Observers, RuntimeObserver
+from ..runtime.package_changes import PackageChanges
+from ..runtime.process_memory import return_large_blocks
+from ..runtime.rates import Rate
+from ..runtime.reference_cycles import collect_cycles
+from ..runtime.router import Route, Router
+from ..runtime.runtime import Runtime, open_runtime
+from ..runtime.scratch_run import open_scratch_runner
+from ..sandbox import Backend
+from ..sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
+from ..sandbox.docker_backend import DockerBackend
+from ..sandbox.local_backend import LocalBackend
+from ..server.agent_runs import open_agent_run_session
+from ..server.delivery import FindCursor
+from ..server.mcp_server import build_mcp_server
+from ..server.question_pages import max_question_chars
+
+if TYPE_CHECKING:
+    pass
+
+from .background_work import (
+    maintain_stores,
+    resume_interrupted_runs,
+    start_imported_upstreams,
+    sweep_leftovers,
+)
+
+FILES_PREFIX = "files"  # of calls that export files
+UPLOADS_PREFIX = "uploads"  # of calls that bring the content of such files
+MB = 1024 * 1024
+MAX_NAMED_SKILLS = 5  # in the instructions for clients
+MAX_QUERY_CHARS = 100_000  # of a call that searches tools or knowledge
+MAX_TASK_CHARS = 3_000_000  # of a call that starts an agent or submits its answer
+
+logger = logging.getLogger(__name__)
+
+
+def acquire_lease(folder: Path) -> ServerLease:
+    """Return the lock that shows other servers on the data folder that this one is alive.
+
+    Raises `Unavailable`.
+    """
+    try:
+        return ServerLease(folder)
+    except OSError as exc:
+        raise Unavailable(
+            f"The data folder {folder} cannot be used: {exc.strerror}.",
+            remedy="Make it writable, or name another with --data-dir.",
+        ) from exc
+
+
+@asynccontextmanager
+async def open_backend(config: Config, owner: str) -> AsyncIterator[Backend]:
+    """Yield the configured backend; `auto` is Docker, the only one that isolates."""
+    is_alive = partial(server_lease.is_server_alive, config.server.data_dir)
+    if config.sandbox.backend == "local":
+        root = config.server.data_dir / "sandboxes"
+        yield LocalBackend(config.sandbox, root, KERNEL_ARGV, KERNEL_ENV, owner, is_alive)
+        return
+    docker = DockerBackend(
+        config.sandbox,
+        config.server.data_dir,
+        KERNEL_ARGV,
+        KERNEL_ENV,
+        owner,
+        is_alive,
+        packages_folder=config.server.packages_dir if may_ask_for_packages(config) else None,
+        has_web=bool(config.network.rules),
+    )
+    try:
+        yield docker
+    finally:
+        docker.close()
+
+
+@dataclass(frozen=True)
+class App:
+    """The parts of a running server."""
+
+    config: Config
+    journal: Journal
+    catalog: Catalog
+    find_saver: Callable[[str], SkillSaver]
+    providers: KnowledgeService
+    backend: Backend
+    inputs: InputStore
+    runtime: Runtime
+
+    async def open_mcp_server(self, principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
+        """Return the MCP server through which a principal uses this one."""
+        act_for(principal)
+        saver = self.find_saver(principal)
+        return build_mcp_server(
+            self.config,
+            self.runtime,
+            saver.library,
+            saver,
+            self.providers,
+            self.catalog.package_names(),
+            self.inputs,
+            find_cursor,
+            principal=principal,
+            is_isolated=self.backend.is_isolated,
+            python=await self.runtime.name_python(),
+            signatures=await self.catalog.describe_briefly(),
+            skills_sentence=await skills_sentence(saver.library),
+        )
+
+
+@asynccontextmanager
+async def open_tools(
+    config: Config, on_change: ReportChange = lambda *_: None, credentials_url: str = ""
+) -> AsyncIterator[Catalog]:
+    """Yield the catalogue of the user's MCP servers, which start on first use.
+
+    `on_change` is called with the name of a package whose tools have changed, and with the
+    principal if it is its own. Below `credentials_url`, if there is one, people store credentials.
+    """
+    base = config.sources.file.parent if config.sources.file else Path.cwd()
+    data_dir = config.server.data_dir
+    log_dir = data_dir / "logs"
+    cache = CatalogueCache(data_dir / "catalogues")
+    vault = CredentialVault(
+        CredentialStore(data_dir),
+        partial(load_keys, config.credentials, data_dir),
+        partial(format_command, config),
+        credentials_url,
+    )
+    async with (
+        open_upstreams(config.mcpServers, base, log_dir, cache) as upstreams,
+        open_principal_upstreams(
+            config.mcpServers, config.credentials, base, log_dir, vault, cache
+        ) as own,
+        open_catalog(
+            upstreams,
+            config.server.shims_dir,
+            on_change,
+            Policy(config.policy).declares_read,
+            own,
+        ) as catalog,
+    ):
+        yield catalog
+
+
+@asynccontextmanager
+async def open_app(
+    config: Config,
+    *,
+    resume_runs: bool = True,
+    create_observers: Callable[[Catalog], Sequence[RuntimeObserver]] = lambda _: (),
+    credentials_url: str = "",
+) -> AsyncIterator[App]:
+    """Start all parts; leaving stops them in reverse order, sandboxes included.
+
+    With `resume_runs`, the unfinished runs of dead servers continue here. Below `credentials_url`,
+    if there is one, people store credentials.
+    """
+    make_private(config)
+    folder = config.server.data_dir
+    package_changes = PackageChanges()
+    limits = JournalLimits(
+        config.journal.run_mb * MB, config.journal.session_mb * MB, config.journal.principal_mb * MB
+    )
+    with acquire_lease(folder) as lease:
+        async with (
+            open_journal(folder, lease, config.journal.durability, limits) as journal,
+            open_tools(config, package_changes.record_change, credentials_url) as catalog,
+            open_knowledge_providers(config, catalog) as providers,
+            open_model_process(config.llm) as model_process,
+            AsyncExitStack() as optional,
+        ):
+            observers = Observers(create_observers(catalog))
+            packages = None if config.sandbox.image else config.sandbox.packages
+            policy = Policy(config.policy)
+            resources = UpstreamResources(catalog.find_upstreams, policy.may_read_resources)
+            inputs = InputStore(journal, config.server.context_roots, resources.read_resource)
+            max_caller_chars = max_question_chars(config.server.result_chars)
+            model_backend = select_backend(config.llm, model_process, max_caller_chars)
+            models = ModelService(
+                config.llm,
+                journal,
+                model_backend,
+                inputs.resolve_data,
+                lambda model, used, ms: observers.on_model_request(model, vars(used), ms),
+            )
+            exporter = FileExporter(
+                config.server.export_dir, journal, config.sandbox.workspace_mb * MB
+            )
+            guides = GuideFolders(config.skills.folders)
+            skill_store = SkillStore(config.skills.folder, config.skills.trusted_keys)
+
+            @cache
+            def find_library(principal: str) -> SkillLibrary:
+                store = skill_store.of_principal(principal)
+                return SkillLibrary(store, journal, catalog.schema_digest, guides)
+
+            async def answer_skill_call(target: str, args: dict[str, Any]) -> Any:
+                library = find_library(current_call_scope().principal)
+                return await library.handle_call(target, args)
+
+            describe = None
+            if config.skills.describe == "model":
+                describe = partial(describe_skill, models.ask_for_session, config.llm.model)
+            router = Router(
+                {
+                    "tools": build_tools_route(catalog, policy),
+                    "catalog": Route(
+                        catalog.handle_call,
+                        lambda _: "read",
+                        is_listed=False,
+                        max_args_chars=MAX_QUERY_CHARS,
+                    ),
+                    FILES_PREFIX: Route(
+                        exporter.handle_call,
+                        lambda _: "idempotent",
+                        verdict_for=lambda target, _: policy.decide(
+                            target, effect="idempotent", destructive=False
+                        ),
+                    ),
+                    UPLOADS_PREFIX: Route(
+                        exporter.handle_upload, lambda _: "read", is_listed=False
+                    ),
+                    "skills": Route(answer_skill_call, lambda _: "read", is_listed=False),
+                    "llm": Route(models.handle_call, lambda _: "read", is_billed=True),
+                    "knowledge": Route(
+                        providers.handle_call,
+                        lambda _: "read",
+                        is_listed=False,
+                        max_args_chars=MAX_QUERY_CHARS,
+                        is_open_world=lambda _: True,
+                    ),
+                },
+                observers,
+            )
+            if may_ask_for_packages(config):
+                router.add_route("packages", await build_packages_route(config))
+            if config.network.rules:
+                await add_web_routes(config, journal, router, optional)
+            async with (
+                open_backend(config, lease.owner) as backend,
+                anyio.create_task_group() as background,
+            ):
+                background.start_soon(to_thread.run_sync, return_large_blocks)
+                background.start_soon(sweep_leftovers, backend, config.server.export_dir)
+                retire_skills = partial(retire_unused_skills, skill_store, find_library)
+                background.start_soon(maintain_stores, journal, retire_skills, config.server)
+                async with open_runtime(
+                    config.server,
+                    config.sandbox,
+                    journal,
+                    router,
+                    backend,
+                    inputs,
+                    package_changes=package_changes,
+                    get_spending=models.run_costs,
+                    announce_code=partial(start_imported_upstreams, catalog, background),
+                    question_expires_s=config.policy.expires_s,
+                    runs_per_minute=config.http.runs_per_minute,
+                    approvals_command=format_command(config, "approvals"),
+                    find_fetchers=catalog.find_fetchers,
+                    web_rules=config.network.rules,
+                    observers=observers,
+                ) as runtime:
+
+                    @cache
+                    def find_saver(principal: str) -> SkillSaver:
+                        open_trial = partial(open_scratch_runner, runtime, principal)
+                        library = find_library(principal)
+                        return SkillSaver(
+                            library, journal, packages, open_trial, describe, config.skills.auto
+                        )
+
+                    open_session = partial(open_agent_run_session, runtime, config)
+                    agents = SubAgents(models.open_agent_model, open_session, inputs)
+                    router.add_route(
+                        "agent",
+                        Route(
+                            agents.handle_call, agents.call_effect, max_args_chars=MAX_TASK_CHARS
+                        ),
+                    )
+                    background.start_soon(collect_cycles, partial(is_quiet, runtime))
+                    if resume_runs:
+                        background.start_soon(resume_interrupted_runs, runtime)
+                    yield App(
+                        config=config,
+                        journal=journal,
+                        catalog=catalog,
+                        find_saver=find_saver,
+                        providers=providers,
+                        backend=backend,
+                        inputs=inputs,
+                        runtime=runtime,
+                    )
+                background.cancel_scope.cancel()
+
+
+def open_knowledge_providers(
+    config: Config, catalog: Catalog
+) -> AbstractAsyncContextManager[KnowledgeService]:
+    """Return the configured providers, which read nothing before the first request."""
+
+    def access_server(server: str) -> ResourceAccess:
+        upstream = next(each for each in catalog.upstreams.values() if each.name == server)
+
+        async def list_server() -> ResourceListing:
+            listed = await list_resources(upstream)
+            resources = [
+                ListedResource(each.uri, each.mime_type, each.version) for each in listed.resources
+            ]
+            return ResourceListing(resources, listed.note)
+
+        read = partial(read_text_resource, upstream)
+        return ResourceAccess(upstream_digest(upstream), list_server, read)
+
+    return open_knowledge(config.knowledge, config.server.data_dir, access_server)
+
+
+def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
+    """Return the route to the user's MCP servers, with the verdicts of `policy`."""
+
+    def decide(target: str, args: Mapping[str, Any]) -> Verdict:
+        return policy.decide(
+            target.removeprefix("tools."),
+            effect=catalog.effect(target),
+            destructive=catalog.is_destructive(target),
+        )
+
+    return Route(
+        catalog.call_tool,
+        catalog.effect,
+        prepare=catalog.prepare_call,
+        verdict_for=decide,
+        is_open_world=catalog.is_open_world,
+    )
+
+
+async def add_web_routes(
+    config: Config, journal: Journal, router: Router, exit_stack: AsyncExitStack
+) -> None:
+    """Let code make web requests, for as long as `exit_stack` is open."""
+    from ..capabilities.web.web_requests import open_web_requests  # slow, and seldom needed
+
+    rate = Rate(config.network.requests_per_minute)
+    web = await exit_stack.enter_async_context(
+        open_web_requests(config.network, journal, rate.count)
+    )
+    router.add_route(
+        "web",
+        Route(
+            web.handle_request,
+            web.effect_of,
+            verdict_for=web.decide,
+            is_open_world=lambda _: True,
+        ),
+    )
+    router.add_route(
+        "downloads",
+        Route(web.handle_download, lambda _: "read", is_listed=False, is_open_world=lambda _: True),
+    )
+
+
+def is_quiet(runtime: Runtime) -> bool:
+    """Return whether no run is active."""
+    return not any(runtime.count_active_runs().values())
+
+
+async def skills_sentence(library: SkillLibrary) -> str:
+    """Return a sentence about the skills that exist, with the names of the best ones."""
+    try:
+        found, count = await library.search("", MAX_NAMED_SKILLS)
+        best = [skill.name for skill in found]
+    except McpRuntimeError as exc:
+        logger.warning("could not read the skills: %s", exc)
+        return ""
+    if not best:
+        return "There are none yet: save_skill keeps a run."
+    if count == 1:
+        return f"There is one: {best[0]}."
+    return f"There are {count}; the best: {', '.join(best)}."
