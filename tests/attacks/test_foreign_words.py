@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mcpruntime_server.config import Config
-from mcpruntime_server.runtime.call_journal import LedgerEntry
+from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.run_report import PendingQuestionView, RunReport
 from mcpruntime_server.server.result_format import build_run_result, format_run_result
 from tests.helpers.forged_messages import run_compromised

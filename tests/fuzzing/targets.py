@@ -25,7 +25,7 @@ from mcpruntime_server.errors import InvalidRequest, SkillRefused
 from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.protocol import wire
-from mcpruntime_server.runtime.call_journal import LedgerEntry
+from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.output_buffer import OutputBuffer
 from mcpruntime_server.runtime.run_history import load_run
 from mcpruntime_server.runtime.run_report import RunReport, validate_value

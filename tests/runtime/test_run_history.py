@@ -13,7 +13,7 @@ import pytest
 from mcpruntime_server.errors import InvalidRequest, NotFound
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.runtime import run_history, time_travel
-from mcpruntime_server.runtime.call_journal import LedgerEntry
+from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.run import Run
 from mcpruntime_server.runtime.run_report import RunReport
 from mcpruntime_server.runtime.runtime import Runtime
@@ -104,7 +104,7 @@ async def test_an_unfinished_run_is_reported_so_far(runtime: tuple[Runtime, Jour
         f"{CALL}print('so far', flush=True)\nhost.call('t.hang', {{'n': 1}})", 30
     )
     with anyio.fail_after(30):
-        while not run.calls.ledger:
+        while not run.calls.ledger.entries:
             await runtime[1].next_change(session.id).wait()
         while not run.output.stream_text("stdout"):
             await run.wait_for_update()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mcpruntime_server.config import Config
 from mcpruntime_server.journal.events import RunError
-from mcpruntime_server.runtime.call_journal import CallStatus, LedgerEntry
+from mcpruntime_server.runtime.call_ledger import CallStatus, LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport, RunStatus
 from mcpruntime_server.server.delivery import DeliveryCursor
 from mcpruntime_server.server.result_format import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mcpruntime_server.config import Config, ServerSettings
 from mcpruntime_server.journal.events import RunError
 from mcpruntime_server.protocol.presentation import present_value
-from mcpruntime_server.runtime.call_journal import LedgerEntry
+from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport
 from mcpruntime_server.server.result_format import (
     MAX_EXACT_INTEGER,

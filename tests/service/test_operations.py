@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench import fake_llm
 from mcpruntime_server.config import load_config
-from mcpruntime_server.runtime.call_journal import LedgerEntry
+from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.observer import ObservedCall
 from mcpruntime_server.sandbox.docker_backend import (
     CONTAINER_PREFIX,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from .call_journal import LedgerEntry
+from .call_ledger import LedgerEntry
 
 RunMode = Literal["live", "dry_run", "replay"]  # a replay has its answers from a recording
 CallOutcome = Literal["ok", "error", "denied", "planned", "cancelled"]

@@ -27,7 +27,8 @@ from ..journal.events import canonical_json
 from ..journal.recording import RecordedCall, Recording
 from ..protocol.presentation import format_stored_call
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
-from .call_journal import CallJournal, LedgerEntry, abandoned_call_id, is_abandoned_error
+from .call_journal import CallJournal, abandoned_call_id, is_abandoned_error
+from .call_ledger import LedgerEntry
 from .plan import is_planned
 from .router import Router
 from .run_spec import RunSpec
@@ -138,7 +139,7 @@ class Replayer:
         if call_journal is not None:
             is_listed = self._router.is_listed(call.target)
             if is_listed:
-                entry = call_journal.add_to_ledger(call)
+                entry = call_journal.ledger.add(call)
             number = call_journal.start_call(call, args, recorded.effect, is_listed=is_listed)
         await self._wait_for_turn(recorded)
         if call_journal is not None:

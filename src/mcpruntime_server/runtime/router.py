@@ -33,7 +33,8 @@ from ..journal.events import (
 )
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_surrogates
-from .call_journal import CallJournal, LedgerEntry, measure
+from .call_journal import CallJournal
+from .call_ledger import LedgerEntry, measure_json
 from .observer import NO_OBSERVERS, ObservedCall, Observers
 from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
 from .plan import PLANNED_KIND, Plan, PlannedCall
@@ -179,7 +180,7 @@ class Router:
             call_journal.abandon_call(call)
             return Reply(call.call_id)
         if self.is_listed(call.target):
-            entry = call_journal.add_to_ledger(call)
+            entry = call_journal.ledger.add(call)
         else:
             entry = LedgerEntry(call.target, call.args)
         observed = ObservedCall(call_journal.run_id, self._find_prefix(call.target), entry)
@@ -188,7 +189,7 @@ class Router:
             return await self._answer_listed_call(call, entry, call_journal)
         finally:
             self._observers.on_call_ended(observed)
-            call_journal.forget_large_args(entry)
+            call_journal.ledger.forget_large_args(entry)
 
     async def _answer_listed_call(
         self, call: Call, entry: LedgerEntry, call_journal: CallJournal
@@ -223,7 +224,7 @@ class Router:
             return await self._execute_call(active, in_doubt=in_doubt)
         finally:
             self._observers.on_call_ended(observed)
-            call_journal.forget_large_args(entry)
+            call_journal.ledger.forget_large_args(entry)
 
     async def _execute_call(self, active: ActiveCall, *, in_doubt: bool = False) -> Reply:
         call, entry, journal, number = active.call, active.entry, active.journal, active.number
@@ -387,7 +388,7 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
     if route.prepare is not None:
         await route.prepare(call.target)
     limit = route.max_args_chars
-    if limit is not None and measure(call.args, limit) > limit:
+    if limit is not None and measure_json(call.args, limit) > limit:
         message = f"{call.target}: the arguments have more than {limit:,} characters."
         raise CallFailed("too_large", message)
     try:

@@ -248,7 +248,7 @@ class Run:
         )
         if self.lifecycle.is_final:
             return report
-        report.status, report.calls = self.status, list(self.calls.ledger)
+        report.status, report.calls = self.status, list(self.calls.ledger.entries)
         report.pending_questions = [
             pending_question_view(each.asked, each.target, each.args, each.line)
             for each in self.questions.open_questions.values()

@@ -203,7 +203,7 @@ class RunExecution:
             return  # nothing starts from its end
         if run.report.status == "waiting":
             has_committed = run.spec.approvals and any(
-                entry.status == "ok" for entry in run.calls.ledger
+                entry.status == "ok" for entry in run.calls.ledger.entries
             )
             done = "Nothing of the plan was done"
             if has_committed:
@@ -220,7 +220,7 @@ class RunExecution:
         """Complete the report, journal the end, and wake everybody who waits for it."""
         run, report, output = self._run, self._run.report, self._run.output
         run.control.slot.release()
-        report.calls = run.calls.ledger
+        report.calls = run.calls.ledger.entries
         report.usage |= run.services.get_spending(run.id)
         report.usage["total_ms"] = run.lifecycle.elapsed_s() * 1e3
         report.usage = {name: round(value, 3) for name, value in report.usage.items()}

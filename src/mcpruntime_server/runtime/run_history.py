@@ -25,7 +25,7 @@ from ..journal.events import (
 from ..journal.recording import RecordedCall, RecordingBuilder, is_reproducible
 from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, StoredEvent
 from ..journal.store import Journal
-from .call_journal import LedgerEntry
+from .call_ledger import LedgerEntry
 from .plan import Plan, PlannedCall, is_planned, parse_args, planned_call_name, planned_call_of
 from .run_report import PendingQuestionView, RunReport, RunStatus, validate_media
 

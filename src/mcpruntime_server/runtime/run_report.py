@@ -29,7 +29,7 @@ from ..protocol.media import (
 from ..protocol.payloads import InspectionResult, ShownValue
 from ..protocol.presentation import truncate_json
 from ..protocol.truncation import MAX_DEPTH, truncate_text
-from .call_journal import LedgerEntry
+from .call_ledger import LedgerEntry
 
 RunStatus = Literal[
     "queued", "running", "waiting", "ok", "error", "timeout", "crashed", "cancelled"

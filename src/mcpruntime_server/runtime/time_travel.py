@@ -15,7 +15,7 @@ from ..journal.events import CallError
 from ..journal.recording import Recording, load_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, RunRow, SessionRow
 from ..journal.store import Journal
-from .call_journal import LedgerEntry
+from .call_ledger import LedgerEntry
 from .environment import is_lineage_reproducible
 from .run import Run
 from .run_history import find_run, find_session, load_report

@@ -19,7 +19,7 @@ from typing import Any
 
 import anyio
 
-from ..runtime.call_journal import SUBMIT_TARGET
+from ..runtime.call_ledger import SUBMIT_TARGET
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
 from ..runtime.session import Session

@@ -19,7 +19,7 @@ from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
 from ..journal.events import ModelRequest
 from ..protocol.presentation import format_call
 from ..protocol.truncation import truncate_text
-from ..runtime.call_journal import MAX_CALL_CHARS
+from ..runtime.call_ledger import MAX_CALL_CHARS
 from ..runtime.run_report import PendingQuestionView
 
 RESULT_FRAME_CHARS = 1_000  # of a result, for everything but output and questions

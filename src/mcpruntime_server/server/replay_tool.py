@@ -14,7 +14,7 @@ from ..journal.rows import RunRow, SessionRow
 from ..protocol.presentation import truncate_json
 from ..protocol.truncation import truncate_text
 from ..runtime import run_history, time_travel
-from ..runtime.call_journal import LedgerEntry
+from ..runtime.call_ledger import LedgerEntry
 from ..runtime.run import Run
 from ..runtime.run_diff import diff_lineages, diff_runs, diff_to_json
 from ..runtime.runtime import Runtime

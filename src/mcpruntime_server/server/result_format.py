@@ -26,12 +26,7 @@ from ..errors import McpRuntimeError
 from ..journal.events import MediaEntry, RunError
 from ..protocol.presentation import format_error, truncate_name
 from ..protocol.truncation import truncate_text
-from ..runtime.call_journal import (
-    MAX_CALL_CHARS,
-    SUBMIT_TARGET,
-    CallStatus,
-    LedgerEntry,
-)
+from ..runtime.call_ledger import MAX_CALL_CHARS, SUBMIT_TARGET, CallStatus, LedgerEntry
 from ..runtime.pending_questions import MODEL_APPROVER, MODEL_REQUEST_KIND
 from ..runtime.run_report import RunReport, RunStatus, display_value
 from .question_pages import (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..journal.events import Effect
-from ..runtime.call_journal import CallStatus
+from ..runtime.call_ledger import CallStatus
 from ..runtime.run_report import RunStatus
 from ..runtime.runtime import SESSION_NAME
 from .event_models import CoveredCall, RunErrorInfo

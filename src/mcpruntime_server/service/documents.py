@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..journal.rows import UNDONE_FLAG, RunRow, SessionRow
 from ..protocol.truncation import truncate_text
-from ..runtime.call_journal import LedgerEntry
+from ..runtime.call_ledger import LedgerEntry
 from ..runtime.resume import FORK_PURPOSE
 from ..runtime.run_report import PendingQuestionView, RunReport, display_value
 from .api_models import (
