@@ -14,7 +14,7 @@ from mcp.types import JSONRPCResponse
 
 from mcpruntime_server.capabilities.skills.guides import parse_front_matter
 from mcpruntime_server.errors import SkillRefused
-from mcpruntime_server.server.stdio_transport import encode_message
+from mcpruntime_server.server.stdio_transport import encode_client_message
 from tests.helpers.commands import run_command
 from tests.helpers.forged_messages import FORGE
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
@@ -133,5 +133,5 @@ def test_front_matter_has_no_half_characters() -> None:
 @pytest.mark.parametrize("unwritable", ["\ud800", {"a": ["\udfff"]}])
 def test_an_answer_that_cannot_be_written_is_an_error_to_its_request(unwritable: Any) -> None:
     message = JSONRPCResponse(jsonrpc="2.0", id=7, result={"value": unwritable})
-    written = json.loads(encode_message(message))
+    written = json.loads(encode_client_message(message))
     assert (written["id"], "cannot be written" in written["error"]["message"]) == (7, True)

@@ -27,14 +27,18 @@ from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.protocol import wire
 from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.output_buffer import OutputBuffer
-from mcpruntime_server.runtime.run_history import load_run
+from mcpruntime_server.runtime.run_history import load_recorded_run
 from mcpruntime_server.runtime.run_report import RunReport, validate_value
 from mcpruntime_server.server.result_format import (
     build_run_result,
     format_run_result,
     run_call_result,
 )
-from mcpruntime_server.server.stdio_transport import MessageReader, MessageWriter, encode_message
+from mcpruntime_server.server.stdio_transport import (
+    ClientMessageReader,
+    ClientMessageWriter,
+    encode_client_message,
+)
 
 from .mutation import MAX_BYTES, Mutator, mutate_bytes, mutate_json_text
 
@@ -215,12 +219,12 @@ async def read_lines(data: bytes) -> str:
         os.write(source, data)
         os.lseek(source, 0, os.SEEK_SET)
         timed_out: list[str] = []
-        reader = MessageReader(source, MessageWriter(sink), timed_out.append)
+        reader = ClientMessageReader(source, ClientMessageWriter(sink), timed_out.append)
         kinds = set()
         async for message in reader:
             assert not isinstance(message, Exception)
             kinds.add(type(message.message).__name__)
-            encode_message(message.message)
+            encode_client_message(message.message)
         answers = os.pread(sink, 1 << 30, 0).splitlines()
         for answer in answers:
             assert len(answer) <= MAX_ANSWER_BYTES
@@ -292,7 +296,7 @@ class ArchiveImporter:
         except InvalidRequest as exc:
             return str(exc)
         for row in await self._journal.load_lineage(session.tip):
-            run = await load_run(self._journal, row)
+            run = await load_recorded_run(self._journal, row)
             check_margin(format_run_result(build_run_result(run.report, session.id, CONFIG)))
         return "imported"
 

@@ -122,7 +122,7 @@ async def test_lineages_are_compared_from_where_they_diverge(
     session = await runtime[0].open_session("report", "me")
     shared = await row(session, journal, "x = 1")
     forked = await time_travel.fork_session(
-        runtime[0], await run_history.find_session(journal, "report"), 1, None, "other", "me"
+        runtime[0], await run_history.find_any_session(journal, "report"), 1, None, "other", "me"
     )
     mine = [
         await row(session, journal, code)

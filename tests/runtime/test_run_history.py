@@ -73,7 +73,7 @@ async def test_a_report_from_the_journal_equals_the_delivered_one(
     assert comparable(found) == comparable(run.report)
     told = [entry.duration_ms for entry in run.report.calls]
     assert [entry.duration_ms for entry in found.calls] == pytest.approx(told, abs=5.0)
-    past = await run_history.load_run(runtime[1], await runtime[1].load_run(run.id))
+    past = await run_history.load_recorded_run(runtime[1], await runtime[1].load_run(run.id))
     assert (past.code, past.damage) == (code, ())
 
 
@@ -121,12 +121,12 @@ async def test_a_lineage_spans_sessions_and_omits_abandoned_runs(
     session = await runtime[0].open_session("report", "me")
     told = [await finished(session, f"x = {n}") for n in range(3)]
     await time_travel.rewind_session(runtime[0], session, 2, None, cancel=False)
-    row = await run_history.find_session(runtime[1], "report")
+    row = await run_history.find_any_session(runtime[1], "report")
     forked = await time_travel.fork_session(runtime[0], row, None, None, "other", "me")
     told[2:] = [await finished(forked, "x = 'forked'")]
-    found = await run_history.load_lineage(runtime[1], forked.tip)
+    found = await run_history.load_lineage_reports(runtime[1], forked.tip)
     assert list(map(comparable, found)) == [comparable(run.report) for run in told]
-    assert await run_history.load_lineage(runtime[1], None) == []
+    assert await run_history.load_lineage_reports(runtime[1], None) == []
 
 
 async def test_a_tree_has_the_lineage_abandoned_runs_and_forks(
@@ -140,10 +140,10 @@ async def test_a_tree_has_the_lineage_abandoned_runs_and_forks(
     await time_travel.rewind_session(runtime[0], session, 1, None, cancel=False)
     dead = await finished(session, "import os; os._exit(1)")
     last = await finished(session, "x")
-    row = await run_history.find_session(runtime[1], "report")
+    row = await run_history.find_any_session(runtime[1], "report")
     forked = await time_travel.fork_session(runtime[0], row, 1, None, "other", "me")
     tree = await run_history.load_tree(
-        runtime[1], await run_history.find_session(runtime[1], "report")
+        runtime[1], await run_history.find_any_session(runtime[1], "report")
     )
     assert tree.lineage == (first.id, last.id)
     assert {each.row.id: (each.code, each.call_count, each.file_count) for each in tree.runs} == {
@@ -157,7 +157,7 @@ async def test_a_tree_has_the_lineage_abandoned_runs_and_forks(
         first.id: ["other"]
     }
     theirs = await run_history.load_tree(
-        runtime[1], await run_history.find_session(runtime[1], "other")
+        runtime[1], await run_history.find_any_session(runtime[1], "other")
     )
     assert (theirs.lineage, [each.code for each in theirs.runs], theirs.forks) == (
         (first.id,),
@@ -167,7 +167,7 @@ async def test_a_tree_has_the_lineage_abandoned_runs_and_forks(
     await finished(forked, "y = 2")
     await time_travel.rewind_session(runtime[0], forked, 0, None, cancel=False)
     theirs = await run_history.load_tree(
-        runtime[1], await run_history.find_session(runtime[1], "other")
+        runtime[1], await run_history.find_any_session(runtime[1], "other")
     )
     assert (theirs.lineage, [each.code for each in theirs.runs]) == ((), ["x = 1", "y = 2"])
 
@@ -192,14 +192,14 @@ async def test_a_damaged_blob_or_event_is_reported_with_the_rest(tmp_path: Path)
         )
     connection.close()
     async with open_journal(tmp_path / "data") as journal:
-        past = await run_history.load_run(journal, await journal.load_run(run.id))
+        past = await run_history.load_recorded_run(journal, await journal.load_run(run.id))
         assert (past.report.status, past.report.value, past.code) == ("ok", None, "")
         assert past.report.stdout == run.report.stdout
         assert past.report.changed_files == ["f"]
         assert past.damage[0].startswith("Event 3 of session")
         assert any(value.name in text for text in past.damage)
         tree = await run_history.load_tree(
-            journal, await run_history.find_session(journal, "report")
+            journal, await run_history.find_any_session(journal, "report")
         )
         assert [each.code for each in tree.runs] == ["", "1"]
         assert len(tree.damage) == 1
@@ -210,17 +210,17 @@ async def test_an_error_for_a_missing_name_lists_known_ones(
 ) -> None:
     journal = runtime[1]
     with pytest.raises(NotFound, match="no sessions here yet"):
-        await run_history.find_session(journal, "report")
+        await run_history.find_any_session(journal, "report")
     session = await runtime[0].open_session("report", "me")
-    row = await run_history.find_session(journal, session.id)
+    row = await run_history.find_any_session(journal, session.id)
     with pytest.raises(NotFound, match="is empty"):
         await run_history.find_run(journal, row, "1")
     run = await finished(session, "1")
     with pytest.raises(NotFound, match="Last used: report"):
-        await run_history.find_session(journal, "raport")
+        await run_history.find_any_session(journal, "raport")
     with pytest.raises(NotFound, match="no sessions here yet"):
-        await run_history.find_session(journal, "report", "somebody else")
-    row = await run_history.find_session(journal, "report", "me")
+        await run_history.find_any_session(journal, "report", "somebody else")
+    row = await run_history.find_any_session(journal, "report", "me")
     assert (
         (await run_history.find_run(journal, row, "1")).id
         == (await run_history.find_run(journal, row, run.id)).id
@@ -242,6 +242,6 @@ async def test_a_name_that_two_principals_use_is_ambiguous(
 ) -> None:
     ids = [(await runtime[0].open_session("report", principal)).id for principal in ("me", "you")]
     with pytest.raises(InvalidRequest) as caught:
-        await run_history.find_session(runtime[1], "report")
+        await run_history.find_any_session(runtime[1], "report")
     assert all(each in str(caught.value) for each in ids)
-    assert (await run_history.find_session(runtime[1], "report", "you")).id == ids[1]
+    assert (await run_history.find_any_session(runtime[1], "report", "you")).id == ids[1]

@@ -13,7 +13,7 @@ from mcpruntime_server.runtime.run_state import (
     FINAL_STATES,
     TRANSITIONS,
     IllegalTransition,
-    RunEvent,
+    LifecycleEvent,
     RunLifecycle,
     RunState,
 )
@@ -26,8 +26,8 @@ def test_every_state_has_a_row_and_only_two_states_are_final() -> None:
 
 def test_every_state_that_is_not_final_can_be_stopped_suspended_and_left() -> None:
     for state in set(RunState) - FINAL_STATES:
-        assert RunEvent.STOP_REQUESTED in TRANSITIONS[state]
-        assert TRANSITIONS[state][RunEvent.SUSPEND_REQUESTED] is RunState.SUSPENDING
+        assert LifecycleEvent.STOP_REQUESTED in TRANSITIONS[state]
+        assert TRANSITIONS[state][LifecycleEvent.SUSPEND_REQUESTED] is RunState.SUSPENDING
         assert reachable(state) & FINAL_STATES
 
 
@@ -53,8 +53,8 @@ def test_a_run_that_stops_never_executes_again() -> None:
     assert reachable(RunState.STOPPING).isdisjoint({RunState.RUNNING, RunState.PAUSED})
 
 
-@given(st.lists(st.sampled_from(RunEvent)))
-def test_events_move_a_run_as_the_table_says_or_are_refused(events: list[RunEvent]) -> None:
+@given(st.lists(st.sampled_from(LifecycleEvent)))
+def test_events_move_a_run_as_the_table_says_or_are_refused(events: list[LifecycleEvent]) -> None:
     lifecycle = RunLifecycle()
     for event in events:
         before = lifecycle.state
@@ -80,7 +80,7 @@ async def test_each_change_wakes_everybody_who_waits_for_an_update() -> None:
 
     with anyio.fail_after(5):
         changes: list[Callable[[], None]] = [
-            lambda: lifecycle.apply(RunEvent.HEAD_REACHED),
+            lambda: lifecycle.apply(LifecycleEvent.HEAD_REACHED),
             lambda: lifecycle.set_stage("copying"),
             lifecycle.notify_watchers,
         ]
@@ -95,8 +95,8 @@ async def test_each_change_wakes_everybody_who_waits_for_an_update() -> None:
 
 async def test_nobody_waits_for_an_update_of_a_finished_run() -> None:
     lifecycle = RunLifecycle()
-    lifecycle.apply(RunEvent.STOP_REQUESTED)
-    lifecycle.apply(RunEvent.ENDED)
+    lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
+    lifecycle.apply(LifecycleEvent.ENDED)
     with anyio.fail_after(5):
         await lifecycle.wait_for_update()
 
@@ -104,7 +104,7 @@ async def test_nobody_waits_for_an_update_of_a_finished_run() -> None:
 def test_a_run_stays_at_the_head_of_its_queue_when_it_is_stopped() -> None:
     lifecycle = RunLifecycle()
     assert lifecycle.is_queued
-    lifecycle.apply(RunEvent.HEAD_REACHED)
+    lifecycle.apply(LifecycleEvent.HEAD_REACHED)
     assert lifecycle.is_queued
-    lifecycle.apply(RunEvent.STOP_REQUESTED)
+    lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
     assert (lifecycle.has_reached_head, lifecycle.is_queued) == (True, False)

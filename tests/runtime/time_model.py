@@ -451,7 +451,7 @@ class ModelPlayer:
         run = known.runs[at % len(known.runs)]
         if run is None:
             return
-        row = await run_history.find_session(self._journal, known.handle, "me")
+        row = await run_history.find_any_session(self._journal, known.handle, "me")
         name = f"s{len(self._sessions)}"
         await time_travel.fork_session(self._runtime, row, None, run, name, "me")
         runs = [None, *(row.id for row in await self._journal.load_lineage(run))]

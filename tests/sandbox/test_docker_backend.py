@@ -32,7 +32,7 @@ from mcpruntime_server.sandbox.docker_backend import (
     can_guard_processes,
     check_mounts,
     data_folder_digest,
-    describe_exit,
+    describe_container_exit,
     describe_stderr,
     parse_used_memory,
 )
@@ -759,7 +759,7 @@ def test_memory_is_read_from_both_forms_of_statistics() -> None:
 
 
 def test_a_container_that_still_runs_is_described_so() -> None:
-    assert "restarted" in describe_exit({"Running": True, "ExitCode": 0}, 512)
+    assert "restarted" in describe_container_exit({"Running": True, "ExitCode": 0}, 512)
 
 
 def test_stderr_is_quoted_in_the_description_of_an_exit() -> None:

@@ -13,7 +13,7 @@ from mcp.client.client import Client
 from mcp.types import JSONRPCError
 
 from mcpruntime_server.cli.demo.token_count import count_tokens
-from mcpruntime_server.server.stdio_transport import parse_message
+from mcpruntime_server.server.stdio_transport import parse_client_message
 
 from ..helpers.server_connection import (
     TEST_TIMEOUT_S,
@@ -245,7 +245,7 @@ async def test_nothing_of_one_session_is_seen_in_another(server: ServerConnectio
 
 
 def test_half_a_character_in_a_request_stays_visible() -> None:
-    message = parse_message(
+    message = parse_client_message(
         b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"code":"\'\\ud83d\'"}}'
     )
     assert not isinstance(message, JSONRPCError)
@@ -265,12 +265,13 @@ def test_half_a_character_in_a_request_stays_visible() -> None:
     ],
 )
 def test_a_line_that_is_no_message_is_answered(line: bytes, number: int | str | None) -> None:
-    answer = parse_message(line)
+    answer = parse_client_message(line)
     assert isinstance(answer, JSONRPCError)
     assert answer.id == number
 
 
 def test_an_error_that_a_client_sends_is_a_message_and_no_answer() -> None:
     assert not isinstance(
-        parse_message(b'{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"no"}}'), JSONRPCError
+        parse_client_message(b'{"jsonrpc":"2.0","id":1,"error":{"code":-1,"message":"no"}}'),
+        JSONRPCError,
     )

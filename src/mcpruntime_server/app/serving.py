@@ -87,7 +87,7 @@ async def serve_http(
     """
     from ..service.api_services import ApiServices  # which stdio does not need
     from ..service.credential_pages import find_page_url
-    from ..service.http_service import serve_http as serve
+    from ..service.http_service import run_http_server
     from ..service.metrics import RuntimeMetrics, create_registry
     from ..service.operations import Operations
     from ..viewer.browser_logins import BrowserLogins
@@ -145,7 +145,7 @@ async def serve_http(
                 api, find_library, logins, authentication, needs_token=has_tokens
             )
 
-        await serve(
+        await run_http_server(
             open_mcp_server,
             api,
             config.http,
@@ -168,7 +168,7 @@ async def open_traces(config: Config) -> AsyncIterator[Traces]:
         yield Traces()
         return
     try:
-        from ..service.tracing import RequestContext, RuntimeTraces, open_tracer
+        from ..service.tracing import RuntimeTraces, TraceContextReader, open_tracer
     except ImportError as exc:
         if config.telemetry.traces_url:
             raise ConfigError(f"No traces can be sent: {exc}.", remedy=TRACES_REMEDY) from exc
@@ -176,7 +176,7 @@ async def open_traces(config: Config) -> AsyncIterator[Traces]:
         yield Traces()
         return
     models = frozenset(filter(None, (config.llm.model, *config.llm.models)))
-    context = RequestContext()
+    context = TraceContextReader()
     async with open_tracer(config.telemetry.traces_url) as tracer:
         yield Traces(
             lambda catalog: [RuntimeTraces(tracer, catalog.name_target, models)],

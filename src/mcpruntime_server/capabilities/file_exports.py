@@ -102,7 +102,7 @@ class FileExporter:
             raise CallFailed("invalid_arguments", "A piece is named by its digest.")
         if len(pieces) > self._max_run_bytes // MAX_PIECE_BYTES + 1:
             raise CallFailed("too_large", f"{len(pieces):,} pieces are too many for one file.")
-        path, size = await run_sync(self._write_pieces, check_name(name), pieces)
+        path, size = await run_sync(self._write_pieces, check_export_name(name), pieces)
         current_call_scope().describe_call({"name": name, "size": size}, path)
         return path
 
@@ -122,7 +122,7 @@ class FileExporter:
             ) from None
 
 
-def check_name(name: str) -> str:
+def check_export_name(name: str) -> str:
     """Return a file name without a folder; raises `CallFailed` for anything else."""
     is_plain = "/" not in name and name.isprintable() and not name.startswith(".")
     if not name or not is_plain or len(name.encode()) > MAX_NAME_BYTES:

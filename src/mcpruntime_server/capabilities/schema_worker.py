@@ -48,7 +48,7 @@ else:
         """Limit nothing: this system cannot."""
 
 
-def answer_request(request: Mapping[str, Any], known: dict[int, Validator]) -> dict[str, str]:
+def answer_check(request: Mapping[str, Any], known: dict[int, Validator]) -> dict[str, str]:
     """Return the reply to a request; `known` has the schemas of earlier ones."""
     number = request["number"]
     try:
@@ -66,7 +66,7 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin.buffer:
         limit_processor_time()
-        print(json.dumps(answer_request(json.loads(line), known)), flush=True)
+        print(json.dumps(answer_check(json.loads(line), known)), flush=True)
 
 
 if __name__ == "__main__":

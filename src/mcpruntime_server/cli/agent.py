@@ -32,7 +32,7 @@ path_type = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
-class AgentTask:
+class AgentOptions:
     """What the agent is asked to do."""
 
     text: str
@@ -92,7 +92,7 @@ def agent_command(
         raise InvalidRequest("The task is empty.")
     if max_steps < 1 or (budget_usd is not None and not 0 < budget_usd < math.inf):
         raise InvalidRequest("--max-steps and --budget-usd must be greater than 0.")
-    agent_task = AgentTask(task, load_context_files(files), load_schema(schema_file), max_steps)
+    agent_task = AgentOptions(task, load_context_files(files), load_schema(schema_file), max_steps)
     writer = ConsoleWriter(show_full=show_full)
 
     async def work() -> TaskFinished:
@@ -118,7 +118,7 @@ def agent_command(
 
 
 async def stream_task(
-    writer: ConsoleWriter, agent: ReferenceAgent, task: AgentTask
+    writer: ConsoleWriter, agent: ReferenceAgent, task: AgentOptions
 ) -> TaskFinished:
     """Show a task being done; raises `McpRuntimeError`, but shows the cost first."""
     from .reference_agent.reference_agent import TaskFinished
@@ -126,7 +126,7 @@ async def stream_task(
     writer.write_block("task", task.text)
     try:
         async for event in agent.stream(task.text, task.context, schema=task.schema):
-            show_event(writer, event, task.max_steps)
+            show_task_event(writer, event, task.max_steps)
             if isinstance(event, TaskFinished):
                 finished = event
     except McpRuntimeError:
@@ -137,7 +137,7 @@ async def stream_task(
     return finished
 
 
-def show_event(writer: ConsoleWriter, event: TaskEvent, steps: int) -> None:
+def show_task_event(writer: ConsoleWriter, event: TaskEvent, steps: int) -> None:
     """Show a step of the task."""
     from ..capabilities.agent.agent_loop import (
         AnswerRejected,

@@ -24,7 +24,7 @@ from ..runtime.pending_questions import (
     IN_DOUBT_KIND,
     MODEL_REQUEST_KIND,
 )
-from ..runtime.run_history import load_run
+from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import PendingQuestionView
 from .console import ConsoleWriter, format_duration
 from .journal_access import read_journal
@@ -89,7 +89,7 @@ async def load_open_questions(journal: Journal, principal: str) -> list[OpenQues
         session = await journal.load_session(row.session_id)
         if session.principal != principal:
             continue
-        run = await load_run(journal, await journal.load_run(row.run_id))
+        run = await load_recorded_run(journal, await journal.load_run(row.run_id))
         views = [view for view in run.pending_questions if view.id == row.question_id]
         questions += [OpenQuestion(row, session, view) for view in views]
     return questions
@@ -107,7 +107,7 @@ def submit_answer(
         pending = await load_open_questions(journal, principal)
         questions = select_questions(pending, run_id, question_id)
         for question in questions:
-            check_answer(question, answer)
+            check_question_answer(question, answer)
         content = json.dumps({"answer": answer, "by": ANSWERED_BY})
         for question in questions:
             await journal.submit_answer(question.row.run_id, question.row.question_id, content)
@@ -138,7 +138,7 @@ def select_questions(
     return selected
 
 
-def check_answer(question: OpenQuestion, answer: str) -> None:
+def check_question_answer(question: OpenQuestion, answer: str) -> None:
     """Raise `InvalidRequest` if `answer` is not an answer to this question, or is too late."""
     row, kind = question.row, question.view.kind
     if kind != MODEL_REQUEST_KIND and answer not in ANSWER_WORDS[kind]:

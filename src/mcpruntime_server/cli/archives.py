@@ -11,7 +11,7 @@ from ..config import Config
 from ..errors import InvalidRequest, NotFound
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from ..runtime.run_history import find_session, load_run, row_fields
+from ..runtime.run_history import find_any_session, load_recorded_run, row_fields
 from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal, resolve_run
 from .options import json_option, pass_config, principal_option
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @principal_option
 @json_option
 @pass_config
-def export_command(
+def export_session_command(
     config: Config,
     *,
     session: str,
@@ -59,7 +59,7 @@ def export_command(
     from ..journal.archive import export_session
 
     async def export(journal: Journal) -> ArchiveManifest:
-        row = await find_session(journal, session, principal)
+        row = await find_any_session(journal, session, principal)
         return await export_session(journal, row.id, file, force=force, skip_damaged=skip_damaged)
 
     manifest = read_journal(config, export)
@@ -94,10 +94,10 @@ def export_document(
         if file_format == "html":
             row = await resolve_run(journal, name, principal)
             session = await journal.load_session(row.session_id)
-            return build_run_page(session, await load_run(journal, row))
+            return build_run_page(session, await load_recorded_run(journal, row))
         session = await find_session(journal, name, principal)
         rows = await journal.load_lineage(session.tip)
-        return build_notebook(session, [await load_run(journal, row) for row in rows])
+        return build_notebook(session, [await load_recorded_run(journal, row) for row in rows])
 
     text = read_journal(config, build)
     try:
@@ -122,7 +122,7 @@ def export_document(
 @principal_option
 @json_option
 @pass_config
-def import_command(config: Config, *, file: Path, principal: str, as_json: bool) -> int:
+def import_session_command(config: Config, *, file: Path, principal: str, as_json: bool) -> int:
     """Import a session from a file that `export` wrote."""
     from ..journal.archive import import_session
     from ..journal.principals import check_principal

@@ -42,7 +42,7 @@ def backup_command(config: Config, *, file: str, force: bool) -> int:
 
     with open_target(file, force=force) as target:
         summary = write_backup(config.server.data_dir, config.skills.folder, target)
-    report(f"backed up to {file}", summary)
+    report_backup(f"backed up to {file}", summary)
     return 0
 
 
@@ -60,14 +60,14 @@ def restore_command(config: Config, *, file: str) -> int:
     with open_source(file) as source:
         restore = partial(restore_backup, source, config.server.data_dir, config.skills.folder)
         summary = anyio.run(restore)
-    report(f"restored to {config.server.data_dir}", summary)
+    report_backup(f"restored to {config.server.data_dir}", summary)
     if summary.ended_runs:
         runs = format_count(summary.ended_runs, "run")
         ConsoleWriter(sys.stderr).write_warning(f"{runs} had not ended and will not continue")
     return 0
 
 
-def report(what: str, summary: BackupSummary) -> None:
+def report_backup(what: str, summary: BackupSummary) -> None:
     """Say how much there was; stdout may have the backup."""
     files = format_count(summary.files, "file")
     ConsoleWriter(sys.stderr).write_line(f"{what}: {files}, {format_size(summary.bytes)}")

@@ -101,9 +101,9 @@ def command_line(
     if not stdio:
         click.echo(context.get_help())
         return 2
-    from .serve import serve_stdio
+    from .serve import run_stdio_server
 
-    return serve_stdio(context.obj.load())
+    return run_stdio_server(context.obj.load())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan", "…": "dim"}  # by a line
 MIN_RULE_COLUMNS = 3
 
 T = TypeVar("T")
-Part = str | Text | tuple[str, str]  # (text, style)
+StyledPart = str | Text | tuple[str, str]  # (text, style)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ConsoleWriter:
         self.show_full = show_full
         self.is_truncated = False
 
-    def write_line(self, *parts: Part, style: str = "") -> None:
+    def write_line(self, *parts: StyledPart, style: str = "") -> None:
         """Write one line made of strings, each of them plain or with a style of its own."""
         self._console.print(assemble_line(*parts, style=style))
 
@@ -172,7 +172,7 @@ class ConsoleWriter:
 # recorded text ------------------------------------------------------------------------------------
 
 
-def assemble_line(*parts: Part, style: str = "") -> Text:
+def assemble_line(*parts: StyledPart, style: str = "") -> Text:
     """Return one line made of strings, each of them plain or with a style, all of them escaped."""
     line = Text(style=style)
     for part in parts:

@@ -17,7 +17,7 @@ from .console import ConsoleWriter, format_time
 from .options import json_option, pass_config
 from .terminal_text import print_json, print_text
 
-principal_option = click.option(
+owner_option = click.option(
     "--principal",
     default=LOCAL_PRINCIPAL,
     show_default=True,
@@ -33,7 +33,7 @@ def credentials_command() -> None:
 
 @credentials_command.command("set")
 @click.argument("server")
-@principal_option
+@owner_option
 @click.option("--name", help="Which one, if the server needs several.")
 @pass_config
 def set_command(config: Config, *, server: str, principal: str, name: str | None) -> int:
@@ -58,7 +58,7 @@ def set_command(config: Config, *, server: str, principal: str, name: str | None
 @credentials_command.command("list")
 @json_option
 @pass_config
-def list_command(config: Config, *, as_json: bool) -> int:
+def list_credentials_command(config: Config, *, as_json: bool) -> int:
     """List who has a credential for which server, without the credentials."""
     from ..capabilities.credential_store import CredentialStore
 
@@ -89,7 +89,7 @@ def list_command(config: Config, *, as_json: bool) -> int:
 
 @credentials_command.command("remove")
 @click.argument("server")
-@principal_option
+@owner_option
 @click.option("--name", help="Which one; by default all for SERVER.")
 @pass_config
 def remove_command(config: Config, *, server: str, principal: str, name: str | None) -> int:

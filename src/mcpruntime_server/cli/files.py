@@ -16,7 +16,7 @@ from ..config import Config
 from ..errors import InvalidRequest, NotFound, Unavailable
 from ..journal.events import FileEntry
 from ..journal.store import Journal
-from ..runtime.run_history import find_session
+from ..runtime.run_history import find_any_session
 from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal
 from .options import json_option, pass_config, principal_option
@@ -41,7 +41,7 @@ def files_command(
     export_dir`; a file whose name is taken gets a number.
     """
     if not words:
-        return list_files(config, principal, session, as_json=as_json)
+        return print_files(config, principal, session, as_json=as_json)
     if words[0] != GET_ACTION or len(words) == 1:
         raise InvalidRequest(
             f"{' '.join(words)!r:.200} does not say what to do with the files of {session!r:.80}.",
@@ -59,7 +59,7 @@ def files_command(
     return 0
 
 
-def list_files(config: Config, principal: str, session: str, *, as_json: bool) -> int:
+def print_files(config: Config, principal: str, session: str, *, as_json: bool) -> int:
     """Print the workspace files of a session."""
     files = read_journal(config, lambda journal: load_files(journal, principal, session))
     if as_json:
@@ -74,7 +74,7 @@ def list_files(config: Config, principal: str, session: str, *, as_json: bool) -
 
 async def load_files(journal: Journal, principal: str, session: str) -> dict[str, FileEntry]:
     """Return the files at the end of a session's tip, by path; raises `NotFound`."""
-    row = await find_session(journal, session, principal)
+    row = await find_any_session(journal, session, principal)
     files, _ = await journal.load_files_at(row.tip, [])
     return files
 

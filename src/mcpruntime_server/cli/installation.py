@@ -124,7 +124,7 @@ def config_command() -> None:
 
 @config_command.command("show")
 @pass_config
-def show_command(config: Config) -> int:
+def show_config_command(config: Config) -> int:
     """Show the settings in force and where each comes from; credentials are masked."""
     from ..config.display import render_config
 

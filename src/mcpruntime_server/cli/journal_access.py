@@ -11,7 +11,7 @@ from ..config import Config
 from ..errors import NotFound
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal, open_journal
-from ..runtime.run_history import find_own_run, find_run, find_session
+from ..runtime.run_history import find_any_session, find_own_run, find_run
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ async def resolve_run(journal: Journal, name: str, principal: str) -> RunRow:
     """Return the run of a principal that a run id or SESSION:STEP names; raises `NotFound`."""
     session, colon, step = name.rpartition(":")
     if colon:
-        return await find_run(journal, await find_session(journal, session, principal), step)
+        return await find_run(journal, await find_any_session(journal, session, principal), step)
     row, _ = await find_own_run(journal, name, principal, RUNS_REMEDY)
     return row
 
@@ -47,4 +47,4 @@ async def resolve_run_or_session(
         session_names = {row.name for row in await journal.list_sessions(principal)}
         if ":" in name or (name.startswith("r_") and name not in session_names):
             raise
-    return await find_session(journal, name, principal)
+    return await find_any_session(journal, name, principal)

@@ -23,14 +23,14 @@ from ..runtime.run_history import (
     AgentTree,
     RecordedRun,
     SessionTree,
+    find_any_session,
     find_run,
-    find_session,
     load_agents,
-    load_run,
+    load_recorded_run,
     load_tree,
     row_fields,
 )
-from .archives import export_command, import_command, pin_command, unpin_command
+from .archives import export_session_command, import_session_command, pin_command, unpin_command
 from .console import ConsoleWriter, format_count, format_time
 from .inspection import ask_command, probe_command, variables_command
 from .journal_access import read_journal, resolve_run_or_session
@@ -58,7 +58,9 @@ def replay_command() -> None:
 
 replay_command.add_actions(rewind_command, fork_command, rerun_command)
 replay_command.add_actions(probe_command, ask_command, variables_command)
-replay_command.add_actions(export_command, import_command, pin_command, unpin_command)
+replay_command.add_actions(
+    export_session_command, import_session_command, pin_command, unpin_command
+)
 
 
 # lists --------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ replay_command.add_actions(export_command, import_command, pin_command, unpin_co
 @pass_config
 def sessions_command(config: Config, *, show_all: bool, principal: str, as_json: bool) -> int:
     """List the sessions, the one used last on top; the same as `replay list`."""
-    return list_sessions(config, principal, show_all=show_all, as_json=as_json)
+    return print_sessions(config, principal, show_all=show_all, as_json=as_json)
 
 
 @click.command("runs")
@@ -96,7 +98,7 @@ def runs_command(
 @json_option
 @full_option
 @pass_config
-def list_command(
+def list_sessions_command(
     config: Config,
     *,
     session: str | None,
@@ -107,13 +109,13 @@ def list_command(
 ) -> int:
     """List the sessions, or draw the steps of one."""
     if session is None:
-        return list_sessions(
+        return print_sessions(
             config, principal, show_all=show_all, as_json=as_json, show_full=show_full
         )
     return list_steps(config, principal, session, as_json=as_json, show_full=show_full)
 
 
-def list_sessions(
+def print_sessions(
     config: Config, principal: str, *, show_all: bool, as_json: bool, show_full: bool = False
 ) -> int:
     """List the sessions, the one used last on top."""
@@ -152,7 +154,7 @@ def list_steps(
     """Draw the steps of one session."""
 
     async def load(journal: Journal) -> tuple[SessionTree, dict[str, str]]:
-        tree = await load_tree(journal, await find_session(journal, name, principal))
+        tree = await load_tree(journal, await find_any_session(journal, name, principal))
         return tree, await journal.load_pins()
 
     tree, pins = read_journal(config, load)
@@ -200,7 +202,7 @@ def show_events(config: Config, principal: str, name: str, run: str, *, as_json:
     damage: list[str] = []
 
     async def load(journal: Journal) -> list[StoredEvent]:
-        row = await find_run(journal, await find_session(journal, name, principal), run)
+        row = await find_run(journal, await find_any_session(journal, name, principal), run)
         return await journal.load_events(row.session_id, run_id=row.id, damage=damage)
 
     events = read_journal(config, load)
@@ -210,7 +212,7 @@ def show_events(config: Config, principal: str, name: str, run: str, *, as_json:
     else:
         writer = ConsoleWriter()
         for stored in events:
-            show_event(writer, stored)
+            show_run_event(writer, stored)
         writer.write_footer()
     for text in damage:
         print_text(f"damaged: {text}", sys.stderr)
@@ -223,7 +225,7 @@ def serialize_event(stored: StoredEvent) -> dict[str, Any]:
     return {**head, **row_fields(stored.event)}
 
 
-def show_event(writer: ConsoleWriter, stored: StoredEvent) -> None:
+def show_run_event(writer: ConsoleWriter, stored: StoredEvent) -> None:
     """Show an event with those of its fields that have a value."""
     kind = type(stored.event).__name__
     writer.write_line(f"{format_time(stored.recorded_at)}  ", (kind, "bold"))
@@ -243,7 +245,7 @@ def show_event(writer: ConsoleWriter, stored: StoredEvent) -> None:
 @json_option
 @full_option
 @pass_config
-def show_command(
+def show_run_command(
     config: Config,
     *,
     session: str,
@@ -256,13 +258,18 @@ def show_command(
     writer = ConsoleWriter(show_full=show_full)
 
     async def show(journal: Journal) -> None:
-        row = await find_session(journal, session, principal)
+        row = await find_any_session(journal, session, principal)
         if step is None:
             rows = await journal.load_lineage(row.tip)
         else:
             rows = [await find_run(journal, row, step)]
         if as_json:
-            print_json([await serialize_run(journal, await load_run(journal, row)) for row in rows])
+            print_json(
+                [
+                    await serialize_run(journal, await load_recorded_run(journal, row))
+                    for row in rows
+                ]
+            )
         else:
             await show_runs(writer, journal, rows)
 
@@ -276,7 +283,7 @@ async def show_runs(writer: ConsoleWriter, journal: Journal, rows: list[RunRow])
     from . import views
 
     for row in rows:
-        run = await load_run(journal, row)
+        run = await load_recorded_run(journal, row)
         views.show_run(writer, run, await load_agents(journal, run))
     if not rows:
         writer.write_note(views.EMPTY_SESSION_TEXT)
@@ -324,7 +331,7 @@ def serialize_agent(agent: AgentTree) -> dict[str, Any]:
 @json_option
 @full_option
 @pass_config
-def diff_command(
+def diff_runs_command(
     config: Config, *, a: str, b: str, principal: str, as_json: bool, show_full: bool
 ) -> int:
     """Compare two runs, or the lineages of two sessions; exit with 1 if they differ.

@@ -29,16 +29,16 @@ BACKLOG = 128  # connections that wait to be accepted
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
 
 
-def serve_stdio(config: Config) -> int:
+def run_stdio_server(config: Config) -> int:
     """Serve MCP on stdin and stdout until the client closes stdin or a signal comes; return 0."""
     # The imported objects stay alive. Examining them again and again takes a tenth of the start.
     gc.disable()
-    from ..app.serving import serve_stdio as serve
+    from ..app.serving import serve_stdio
 
     gc.freeze()
     gc.enable()
     configure_logging(config)
-    serve_until_signal(serve, config)
+    serve_until_signal(serve_stdio, config)
     return 0
 
 

@@ -19,7 +19,7 @@ from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..protocol.presentation import format_call
-from ..runtime.run_history import find_session, is_step_number
+from ..runtime.run_history import find_any_session, is_step_number
 from .console import ConsoleWriter
 from .options import full_option, json_option, pass_config, principal_option
 from .signals import run_until_signal
@@ -68,7 +68,7 @@ def rewind_command(
 
     async def rewind() -> tuple[SessionRow, Rewound]:
         async with open_standalone_app(config) as app:
-            row = await find_session(app.journal, session, principal)
+            row = await find_any_session(app.journal, session, principal)
             if not cancel:
                 await check_not_interrupted(app.journal, row)
             opened = await app.runtime.find_session(row.id, row.principal)
@@ -132,10 +132,10 @@ def fork_command(
 
     async def fork() -> tuple[SessionRow, RunRow]:
         async with open_standalone_app(config) as app:
-            row = await find_session(app.journal, session, principal)
+            row = await find_any_session(app.journal, session, principal)
             target = parse_step_or_run(step)
             made = await time_travel.fork_session(app.runtime, row, *target, name, row.principal)
-            made_row = await find_session(app.journal, made.id)
+            made_row = await find_any_session(app.journal, made.id)
             return made_row, await app.journal.load_run(str(made.tip))
 
     row, run = run_until_signal(fork)
@@ -256,7 +256,7 @@ async def rerun_session(
     async with open_standalone_app(config) as app:
         journal = app.journal
         time_travel.check_live_targets(live, app.catalog.package_names())
-        session = await find_session(journal, name, principal)
+        session = await find_any_session(journal, name, principal)
         step, run = parse_step_or_run(target)
         originals = await time_travel.find_rerun_targets(
             journal,

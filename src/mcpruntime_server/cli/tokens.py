@@ -59,7 +59,7 @@ def create_command(
 @token_command.command("list")
 @json_option
 @pass_config
-def list_command(config: Config, *, as_json: bool) -> int:
+def list_tokens_command(config: Config, *, as_json: bool) -> int:
     """List the tokens, without the tokens themselves."""
     from ..service.access_tokens import TokenStore
 

@@ -15,18 +15,18 @@ from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow
 from ..protocol import presentation
 from ..runtime.run_diff import (
     CallChange,
-    CallOutcome,
+    DiffOutcome,
     FileChange,
     LineageDiff,
     RunDiff,
     ValueChange,
 )
-from ..runtime.run_history import AgentTree, RecordedRun, RunSummary, SessionTree
+from ..runtime.run_history import AgentTree, ListedRun, RecordedRun, SessionTree
 from .console import (
     ConsoleWriter,
     Omission,
-    Part,
     PlainTable,
+    StyledPart,
     assemble_line,
     format_age,
     format_count,
@@ -82,7 +82,7 @@ def show_sessions(
     writer.write_table(table, SESSIONS_COLUMNS)
 
 
-def one_line(*parts: Part) -> Text:
+def one_line(*parts: StyledPart) -> Text:
     """Return a cell that is cut instead of wrapped where its column is too narrow."""
     line = assemble_line(*parts)
     line.no_wrap, line.overflow = True, "ellipsis"
@@ -132,7 +132,7 @@ def add_step_row(
     table: PlainTable,
     tree: SessionTree,
     graph: str,
-    summary: RunSummary,
+    summary: ListedRun,
     pin: str | None,
 ) -> None:
     """Add a run to the table; `pin` is the reason for keeping it, None if it is not pinned."""
@@ -155,7 +155,7 @@ def add_step_row(
     )
 
 
-def step_labels(tree: SessionTree, summary: RunSummary, pin: str | None) -> list[str]:
+def step_labels(tree: SessionTree, summary: ListedRun, pin: str | None) -> list[str]:
     """Return what is special about a run of a session."""
     row, forks = summary.row, tree.forks.get(summary.row.id, ())
     labels = []
@@ -175,7 +175,7 @@ def step_labels(tree: SessionTree, summary: RunSummary, pin: str | None) -> list
     return labels
 
 
-def iterate_tree_rows(tree: SessionTree) -> Iterator[tuple[str, RunSummary]]:
+def iterate_tree_rows(tree: SessionTree) -> Iterator[tuple[str, ListedRun]]:
     """Yield the runs from top to bottom, each with its part of the graph of branches."""
     children, lineage = tree.children(), set(tree.lineage)
     stack = list(_order_branches(children.get(None, []), lineage, 0))
@@ -195,8 +195,8 @@ def graph_mark(row: RunRow, lineage: set[str]) -> str:
 
 
 def _order_branches(
-    runs: Sequence[RunSummary], lineage: set[str], depth: int
-) -> Iterator[tuple[RunSummary, int, bool]]:
+    runs: Sequence[ListedRun], lineage: set[str], depth: int
+) -> Iterator[tuple[ListedRun, int, bool]]:
     """Yield the runs that follow a run as (run, depth, whether a branch starts), bottom first.
 
     The run on the lineage, else the newest one, continues straight down.
@@ -416,7 +416,7 @@ def _show_call_change(writer: ConsoleWriter, change: CallChange) -> None:
             writer.write_line(f"    {shown}", style=DIFF_STYLES[side])
 
 
-def format_outcome(outcome: CallOutcome) -> str:
+def format_outcome(outcome: DiffOutcome) -> str:
     """Return how a call ended."""
     if outcome["error"]:
         return format_call_error(outcome["error"])
@@ -439,7 +439,7 @@ def show_file_changes(writer: ConsoleWriter, changes: Sequence[FileChange]) -> N
             writer.write_diff(change.text, margin="      ")
 
 
-def file_change_mark(change: FileChange) -> Part:
+def file_change_mark(change: FileChange) -> StyledPart:
     """Return the mark of a file that was added, removed or changed."""
     if change.a is None:
         return "+", "green"

@@ -54,18 +54,18 @@ def make_private(config: Config) -> None:
             _take_from_others(data_dir / name)
         if own == names:
             _take_from_others(data_dir)
-    for path, is_named in _folders(config):
+    for path, is_named in _list_folders(config):
         if not is_named:
             _take_from_others(path)
 
 
 def find_shared_folders(config: Config) -> list[Path]:
     """Return the folders with files of this package that other users of the machine may enter."""
-    paths = [config.server.data_dir, *(path for path, _ in _folders(config))]
+    paths = [config.server.data_dir, *(path for path, _ in _list_folders(config))]
     return [path for path in paths if _mode_of(path) & SHARED_BITS]
 
 
-def _folders(config: Config) -> Iterator[tuple[Path, bool]]:
+def _list_folders(config: Config) -> Iterator[tuple[Path, bool]]:
     """Yield the other folders that this package fills, and whether the user has named them."""
     paths = (config.server.shims_dir, config.server.export_dir, config.skills.folder)
     for key, path in zip(FOLDER_SETTINGS, paths, strict=True):

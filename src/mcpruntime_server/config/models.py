@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from .diagnostics import SettingKey
-from .placeholders import PER_PRINCIPAL, fill_text, fill_url, find_names, is_in_host
+from .placeholders import PER_PRINCIPAL, fill_text, fill_url, find_placeholder_names, is_in_host
 from .scopes import Scope
 from .validation import INTERNAL, Bounds, Check, SecretText, SettingsTable
 from .web_rules import MAX_PORT, parse_host, parse_rule
@@ -473,7 +473,7 @@ class UpstreamSettings(SettingsTable):
             texts += [(name, value.get_secret_value()) for value in table.values()]
         found: dict[str, set[str]] = {}
         for name, text in (*texts, ("url", self.url or "")):
-            for credential in find_names(text):
+            for credential in find_placeholder_names(text):
                 found.setdefault(credential, set()).add(name)
         return found
 

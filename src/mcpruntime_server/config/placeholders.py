@@ -26,7 +26,7 @@ def mark_placeholder(name: str) -> str:
     return f"\0{name}\0"
 
 
-def find_names(text: str) -> list[str]:
+def find_placeholder_names(text: str) -> list[str]:
     """Return the names of the credentials that have a place in `text`."""
     return PLACEHOLDER.findall(text)
 

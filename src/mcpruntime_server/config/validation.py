@@ -146,7 +146,7 @@ def parse_table(
 ) -> Table | None:
     """Return the table at `key` that `values` describe, None if a problem was reported."""
     if not isinstance(values, Mapping):
-        report(key, f"is {_quote(values)}; it must be a table.")
+        report(key, f"is {_quote_value(values)}; it must be a table.")
         return None
     hints = setting_types(table)
     if not table.ignores_unknown_keys:
@@ -174,16 +174,18 @@ def parse_value(
 ) -> Any:
     """Return `value` converted to the type `hint`, or `INVALID` once its problem is reported."""
     try:
-        return _convert(value, hint, key, report, hide=hide)
+        return _convert_value(value, hint, key, report, hide=hide)
     except WrongType as exc:
-        shown = "is not usable" if hide else f"is {_quote(value)}"
+        shown = "is not usable" if hide else f"is {_quote_value(value)}"
         report(key, f"{shown}; it must be {exc}.")
     except ValueError as exc:
         report(key, f"is not usable: {exc}.")
     return INVALID
 
 
-def _convert(value: Any, hint: Any, key: SettingKey, report: ReportProblem, *, hide: bool) -> Any:
+def _convert_value(
+    value: Any, hint: Any, key: SettingKey, report: ReportProblem, *, hide: bool
+) -> Any:
     """Return `value` converted to `hint`; raises `WrongType`, or `ValueError` from a check."""
     origin, arguments = get_origin(hint), get_args(hint)
     if is_table(hint):
@@ -192,7 +194,9 @@ def _convert(value: Any, hint: Any, key: SettingKey, report: ReportProblem, *, h
     if origin is Annotated:
         return _convert_annotated(value, arguments[0], arguments[1:], key, report, hide=hide)
     if origin in (Union, types.UnionType):  # of a type and None
-        return None if value is None else _convert(value, arguments[0], key, report, hide=hide)
+        return (
+            None if value is None else _convert_value(value, arguments[0], key, report, hide=hide)
+        )
     if origin is Literal:
         return _convert_literal(value, arguments)
     if origin is tuple:
@@ -222,7 +226,7 @@ def _convert_annotated(
     for item in metadata:
         if isinstance(item, Check):
             item.function(value)
-    converted = _convert(value, hint, key, report, hide=hide)
+    converted = _convert_value(value, hint, key, report, hide=hide)
     for item in metadata:
         if isinstance(item, Bounds) and (expectation := item.expectation(converted)):
             raise WrongType(expectation)
@@ -310,5 +314,5 @@ CONVERTERS: Mapping[Any, Callable[[Any], Any]] = {
 }
 
 
-def _quote(value: Any) -> str:
+def _quote_value(value: Any) -> str:
     return f"{value!r:.{MAX_VALUE_CHARS}}"

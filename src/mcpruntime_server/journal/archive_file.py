@@ -85,7 +85,7 @@ class ArchiveManifest:
     skipped_blobs: list[str]  # digests of blobs that were damaged when it was exported
 
 
-Part = TypeVar("Part", ArchivedSession, ArchiveManifest)
+ArchivePart = TypeVar("ArchivePart", ArchivedSession, ArchiveManifest)
 
 
 class ArchiveWriter:
@@ -320,7 +320,7 @@ class ArchiveReader:
                 remedy="Use the newer mcpruntime-server that wrote it.",
             )
 
-    def _build(self, cls: type[Part], found: Mapping[str, Any]) -> Part:
+    def _build(self, cls: type[ArchivePart], found: Mapping[str, Any]) -> ArchivePart:
         names = [item.name for item in fields(cls)]
         for name in names:
             if name not in found or not matches_field_type(found[name], cls, name):

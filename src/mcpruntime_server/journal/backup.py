@@ -105,16 +105,16 @@ def list_state(data_dir: Path, skills_dir: Path) -> Iterator[tuple[str, Path]]:
     The skills are apart, because another server may keep them in another place.
     """
     skills = skills_dir.resolve()
-    for name, path in list_files(data_dir):
+    for name, path in list_data_files(data_dir):
         parts = PurePosixPath(name).parts
         is_draft = parts[:2] == (BLOBS, "tmp")
         if not (TRANSIENT_NAME.fullmatch(parts[0]) or is_draft or skills in path.parents):
             yield f"{DATA}/{name}", path
-    for name, path in list_files(skills):
+    for name, path in list_data_files(skills):
         yield f"{SKILLS}/{name}", path
 
 
-def list_files(folder: Path) -> Iterator[tuple[str, Path]]:
+def list_data_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the files below a folder by their relative names; links are left out."""
     folder = folder.resolve()
     for root, _, names in os.walk(folder):
@@ -186,7 +186,7 @@ def extract_backup(source: IO[bytes], target: Path) -> BackupSummary:
             entries = iter(tar)
             read_manifest(tar, next(entries, None))
             for entry in entries:
-                path = target / check_name(entry)
+                path = target / check_entry_name(entry)
                 content = tar.extractfile(entry)
                 assert content is not None, "it is a plain file"
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def read_manifest(tar: tarfile.TarFile, entry: tarfile.TarInfo | None) -> None:
         )
 
 
-def check_name(entry: tarfile.TarInfo) -> PurePosixPath:
+def check_entry_name(entry: tarfile.TarInfo) -> PurePosixPath:
     """Return the path of an entry below the target; raises `ValueError` if it may be no such."""
     path = PurePosixPath(entry.name)
     is_inside = path.parts[:1] in ((DATA,), (SKILLS,)) and len(path.parts) > 1

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .events import ModelRequest
+from .events import ClientModelRequest
 
 MAX_MODEL_REQUEST_CHARS = 60_000  # of one request to the client's model
 
@@ -31,7 +31,7 @@ class CallScope:
     session_id: str
     run_id: str
     principal: str
-    ask_client_model: Callable[[ModelRequest], Awaitable[Any]]
+    ask_client_model: Callable[[ClientModelRequest], Awaitable[Any]]
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]
     describe_call: Callable[[dict[str, Any], str], None]

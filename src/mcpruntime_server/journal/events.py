@@ -179,7 +179,7 @@ class CallStarted(Event):
     in_ledger: bool = True
 
 
-class ModelRequest(TypedDict):
+class ClientModelRequest(TypedDict):
     """A request to the client's model; `schema` is None where any text is an answer."""
 
     prompt: str
@@ -228,7 +228,7 @@ class QuestionAsked(Event):
     expires_at: float  # seconds since the epoch
     covered_calls: list[ApprovedCall] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
-    model_request: ModelRequest | None = None
+    model_request: ClientModelRequest | None = None
 
 
 @dataclass(frozen=True)

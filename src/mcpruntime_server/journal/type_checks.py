@@ -15,7 +15,7 @@ MAX_SAFE_INTEGER = 2**53  # JSON programs disagree about larger integers; SQLite
 
 def matches_field_type(value: Any, cls: Any, field: str) -> bool:
     """Say whether JSON data may be the value of a field of `cls`."""
-    return _matches(value, _type_hints(cls)[field])
+    return _matches_hint(value, _type_hints(cls)[field])
 
 
 @cache
@@ -23,22 +23,24 @@ def _type_hints(cls: Any) -> Mapping[str, Any]:
     return get_type_hints(cls)
 
 
-def _matches(value: Any, hint: Any) -> bool:
+def _matches_hint(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if isinstance(hint, UnionType):
-        return any(_matches(value, each) for each in get_args(hint))
+        return any(_matches_hint(value, each) for each in get_args(hint))
     if is_typeddict(hint):
         hints = _type_hints(hint)
         has_keys = isinstance(value, dict) and value.keys() == hints.keys()
-        return has_keys and all(_matches(value[name], hints[name]) for name in hints)
+        return has_keys and all(_matches_hint(value[name], hints[name]) for name in hints)
     origin = get_origin(hint)
     if origin is Mapping:
         item_hint = get_args(hint)[1]
-        return isinstance(value, dict) and all(_matches(item, item_hint) for item in value.values())
+        return isinstance(value, dict) and all(
+            _matches_hint(item, item_hint) for item in value.values()
+        )
     if origin is list:
         (item_hint,) = get_args(hint)
-        return isinstance(value, list) and all(_matches(item, item_hint) for item in value)
+        return isinstance(value, list) and all(_matches_hint(item, item_hint) for item in value)
     return _matches_scalar(value, hint)
 
 

@@ -136,7 +136,7 @@ class Container:
         self.parts = parts  # prefix and value; gets how long a prefix may be, None to show it whole
 
 
-class Part:
+class ContainerPart:
     """One part of a container that is being cut; `text` is None if it is not shown whole."""
 
     __slots__ = ("is_rigid", "prefix", "size", "text", "value")
@@ -236,7 +236,7 @@ class Presenter:
         opening, closing = container.brackets
         room = max_chars - len(opening) - len(closing) - mark_chars
         least = max(max_chars // LEAST_SHARE, LEAST_PART_CHARS)
-        shown: List[Part] = []
+        shown: List[ContainerPart] = []
         left, large_count = room, 0
         parts = container.parts(least // 2)
         for prefix, item in islice(parts, self.max_items):
@@ -267,11 +267,11 @@ class Presenter:
         self.is_cut = True
         return [mark]
 
-    def _measure(self, prefix: str, item: Any, max_chars: int, depth: int) -> Part:
+    def _measure(self, prefix: str, item: Any, max_chars: int, depth: int) -> ContainerPart:
         """Return a part with its whole text, if that has at most `max_chars` characters."""
         extra = len(prefix) + len(SEPARATOR)
         text = self.fit(item, max_chars - extra, depth + 1)
-        return Part(prefix, item, text, extra + (max_chars if text is None else len(text)))
+        return ContainerPart(prefix, item, text, extra + (max_chars if text is None else len(text)))
 
     def _fit_rest(
         self, parts: Iterator[Tuple[str, Any]], count: int, max_chars: int, depth: int
@@ -289,7 +289,7 @@ class Presenter:
             left -= len(texts[-1]) + len(SEPARATOR)
         return texts if len(texts) == count else []
 
-    def _divide_room(self, shown: Sequence[Part], room: int, depth: int) -> List[str]:
+    def _divide_room(self, shown: Sequence[ContainerPart], room: int, depth: int) -> List[str]:
         """Return the texts of the parts; those that need more than their share are cut."""
         share = find_share(
             [part.size for part in shown if not part.is_rigid],

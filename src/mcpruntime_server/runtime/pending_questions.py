@@ -23,7 +23,7 @@ import anyio
 from ..errors import CallFailed, Conflict, Forbidden, InvalidRequest
 from ..journal.events import (
     ApprovedCall,
-    ModelRequest,
+    ClientModelRequest,
     QuestionAnswered,
     QuestionAsked,
     canonical_json,
@@ -254,7 +254,7 @@ class PendingQuestions:
         args: Mapping[str, Any],
         line: int | None,
         covers: Iterable[ApprovedCall] = (),
-        model_request: ModelRequest | None = None,
+        model_request: ClientModelRequest | None = None,
     ) -> QuestionAnswered:
         """Ask whether a call may be made, or ask the model for it; return the answer."""
         subject = call_number, canonical_json(model_request) if model_request else ""
@@ -334,7 +334,7 @@ class PendingQuestions:
         call_number: int,
         args: Mapping[str, Any],
         covers: list[ApprovedCall],
-        model_request: ModelRequest | None,
+        model_request: ClientModelRequest | None,
     ) -> QuestionAsked:
         # Before the search for hints, because other questions may come meanwhile.
         question_id = self._history.new_question_id()

@@ -117,11 +117,11 @@ async def rebuild_step(
     )
     listener.file_receiver.check_complete()
     received = listener.file_receiver.received_files
-    rebuilt.files = await to_thread.run_sync(describe_files, received)
+    rebuilt.files = await to_thread.run_sync(build_file_entries, received)
     return rebuilt
 
 
-def describe_files(
+def build_file_entries(
     received: Mapping[str, ReceivedFile],
 ) -> dict[str, tuple[FileEntry, ReceivedFile]]:
     """Return the entries of files; this blocks."""

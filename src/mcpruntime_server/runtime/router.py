@@ -25,9 +25,9 @@ from ..journal.call_scope import CallScope, enter_call_scope
 from ..journal.events import (
     ApprovedCall,
     CallError,
+    ClientModelRequest,
     Effect,
     EncodedJson,
-    ModelRequest,
     QuestionAnswered,
     canonical_json,
 )
@@ -109,7 +109,7 @@ class ActiveCall:
         kind: str,
         args: Mapping[str, Any],
         covers: Iterable[ApprovedCall] = (),
-        model_request: ModelRequest | None = None,
+        model_request: ClientModelRequest | None = None,
     ) -> QuestionAnswered:
         """Ask about this call and return the answer; the run waits."""
         self.entry.status = "waiting"
@@ -120,7 +120,7 @@ class ActiveCall:
             self.entry.status = "started"
         return answer
 
-    async def ask_model(self, request: ModelRequest) -> Any:
+    async def ask_model(self, request: ClientModelRequest) -> Any:
         """Return the answer of the client's model; raises `CallFailed` if there is none."""
         answer = await self.ask(MODEL_REQUEST_KIND, self.call.args, model_request=request)
         if answer.decision != "result":

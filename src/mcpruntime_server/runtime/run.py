@@ -43,7 +43,7 @@ from .run_listener import RunListener
 from .run_report import ProbedValue, RunReport, RunStatus
 from .run_scheduler import RunSlot
 from .run_spec import RunLimits, RunSpec, new_run_id
-from .run_state import RunEvent, RunLifecycle, RunState
+from .run_state import LifecycleEvent, RunLifecycle, RunState
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def halt_run(lifecycle: RunLifecycle, control: RunControl, reason: McpRuntimeErr
     if lifecycle.is_final or control.stop_request.failure is not None:
         return
     control.stop_request.failure = reason
-    lifecycle.apply(RunEvent.STOP_REQUESTED)
+    lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
     control.stop_code()
 
 
@@ -269,13 +269,13 @@ class Run:
             return
         request = self.control.stop_request
         request.is_cancelled, request.undo = True, undo
-        self.lifecycle.apply(RunEvent.STOP_REQUESTED)
+        self.lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
         self.control.stop_code()
 
     def cancel_queued(self) -> None:
         """Finish it before it has reached the head of its queue; raises `JournalFailed`."""
         self.control.stop_request.is_cancelled = True
-        self.lifecycle.apply(RunEvent.STOP_REQUESTED)
+        self.lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
         self.report.status = "cancelled"
         self.flags.add(UNDONE_FLAG)
         self.journal.journal_queued()
@@ -285,7 +285,7 @@ class Run:
 
     def end(self) -> None:
         """Wake everybody who waits for the report, which is complete."""
-        self.lifecycle.apply(RunEvent.ENDED)
+        self.lifecycle.apply(LifecycleEvent.ENDED)
         is_suspended = self.lifecycle.state is RunState.SUSPENDED
         status = "suspended" if is_suspended else self.report.status
         self.services.observers.on_run_ended(self._observed, status, self.report.usage)
@@ -302,7 +302,7 @@ class Run:
         if self.journal.has_started and self.lifecycle.state is not RunState.SUSPENDING:
             self.journal.journal_suspended()
         self.control.stop_request.is_cancelled = True
-        self.lifecycle.apply(RunEvent.SUSPEND_REQUESTED)
+        self.lifecycle.apply(LifecycleEvent.SUSPEND_REQUESTED)
         self.listener.close()
         self.control.abandon_sandbox("its server ends, and the next one continues the run")
 
@@ -367,13 +367,13 @@ class Run:
         """Stop its clock, and let others use its slot."""
         self.control.pause()
         if not self.lifecycle.is_final:
-            self.lifecycle.apply(RunEvent.PAUSED)
+            self.lifecycle.apply(LifecycleEvent.PAUSED)
 
     async def resume(self) -> None:
         """Start its clock again, as soon as it has a slot."""
         has_resumed = await self.control.resume(lambda: self.questions.is_paused)
         if has_resumed and not self.lifecycle.is_final:
-            self.lifecycle.apply(RunEvent.RESUMED)
+            self.lifecycle.apply(LifecycleEvent.RESUMED)
 
 
 def find_mode(spec: RunSpec) -> RunMode:

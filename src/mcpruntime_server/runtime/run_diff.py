@@ -18,7 +18,7 @@ from ..journal.recording import RecordedCall
 from ..journal.rows import UNDONE_FLAG, RunRow
 from ..journal.store import Journal
 from .plan import CallKey
-from .run_history import RecordedRun, load_run
+from .run_history import RecordedRun, load_recorded_run
 
 MAX_LINE_CHARS = 400  # longer lines are split and compared in parts
 MAX_COMPARED_LINES = 1000  # from the first difference on; difflib takes quadratic time
@@ -39,7 +39,7 @@ class ValueChange:
     b: Any
 
 
-class CallOutcome(TypedDict):
+class DiffOutcome(TypedDict):
     """How a call ended."""
 
     status: str  # "started" | "ok" | "error"
@@ -54,8 +54,8 @@ class CallChange:
     target: str
     args: str  # canonical JSON
     nth: int
-    a: CallOutcome | None
-    b: CallOutcome | None
+    a: DiffOutcome | None
+    b: DiffOutcome | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class LineageDiff:
 
 async def diff_runs(journal: Journal, a: RunRow, b: RunRow, *, files: bool = True) -> RunDiff:
     """Compare two runs and, with `files`, the workspaces at their ends."""
-    one, other = await load_run(journal, a), await load_run(journal, b)
+    one, other = await load_recorded_run(journal, a), await load_recorded_run(journal, b)
     damage = [*one.damage, *other.damage]
     changed = await diff_files(journal, a.id, b.id, damage) if files else ()
     before, after = one.report, other.report
@@ -184,14 +184,14 @@ def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[Ca
     return tuple(each for each in changes if each.a != each.b)
 
 
-def outcomes_by_key(calls: Sequence[RecordedCall]) -> dict[CallKey, CallOutcome]:
+def outcomes_by_key(calls: Sequence[RecordedCall]) -> dict[CallKey, DiffOutcome]:
     """Return how the calls of a ledger ended."""
     return {
         (call.target, call.args, call.nth): call_outcome(call) for call in calls if call.in_ledger
     }
 
 
-def call_outcome(call: RecordedCall) -> CallOutcome:
+def call_outcome(call: RecordedCall) -> DiffOutcome:
     """Return how a call ended."""
     if call.finished_sequence is None:
         return {"status": "started", "value": None, "error": None}
@@ -269,7 +269,10 @@ def unified_diff(a: str, b: str) -> str:
     if a == b:
         return ""
     ends_differ = bool(a and b) and a.endswith("\n") != b.endswith("\n")
-    before, after = _split_lines(a, mark_end=ends_differ), _split_lines(b, mark_end=ends_differ)
+    before, after = (
+        _split_diff_lines(a, mark_end=ends_differ),
+        _split_diff_lines(b, mark_end=ends_differ),
+    )
     start = max(0, _common_prefix_length(before, after) - CONTEXT_LINES)
     left, right = before[start:], after[start:]
     end = max(0, _common_prefix_length(left[::-1], right[::-1]) - CONTEXT_LINES)
@@ -281,7 +284,7 @@ def unified_diff(a: str, b: str) -> str:
     return "\n".join(shown) or "… only line ends differ"
 
 
-def _split_lines(text: str, *, mark_end: bool) -> list[str]:
+def _split_diff_lines(text: str, *, mark_end: bool) -> list[str]:
     """Return the lines of a text, long ones in parts; `mark_end` shows a missing newline."""
     lines = text.split("\n")
     if not lines[-1]:

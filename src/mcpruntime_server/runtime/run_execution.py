@@ -17,7 +17,7 @@ from ..sandbox.link import SandboxLink
 from .run import Run
 from .run_history import planned_call_views
 from .run_report import receive_value, validate_inspection_result
-from .run_state import RunEvent, RunState
+from .run_state import LifecycleEvent, RunState
 
 MAX_REASON_CHARS = 300  # of what a sandbox says about the end of an interpreter
 
@@ -73,10 +73,10 @@ class RunExecution:
         """Execute the code to its end; the run is finished and journaled whatever happens."""
         run = self._run
         run.report.step = self._step
-        run.lifecycle.apply(RunEvent.HEAD_REACHED)
+        run.lifecycle.apply(LifecycleEvent.HEAD_REACHED)
         try:
             if await run.control.acquire_slot():
-                run.lifecycle.apply(RunEvent.SLOT_ACQUIRED)
+                run.lifecycle.apply(LifecycleEvent.SLOT_ACQUIRED)
             if not run.is_cancelled:
                 self._sandbox = await self._prepare_sandbox()
             if run.lifecycle.state is not RunState.SUSPENDING:
@@ -84,7 +84,7 @@ class RunExecution:
             if self._sandbox is None or run.is_cancelled:
                 self._mark_cancelled()
             else:
-                run.lifecycle.apply(RunEvent.CODE_STARTED)
+                run.lifecycle.apply(LifecycleEvent.CODE_STARTED)
                 await self._execute_code(self._sandbox)
         except McpRuntimeError as exc:
             self._mark_failed(exc)

@@ -180,7 +180,7 @@ def ledger_entry_of(call: RecordedCall, plan: Plan) -> LedgerEntry:
     return entry
 
 
-async def load_run(journal: Journal, row: RunRow) -> RecordedRun:
+async def load_recorded_run(journal: Journal, row: RunRow) -> RecordedRun:
     """Return a run from the journal."""
     damage: list[str] = []
     stored = await journal.load_events(row.session_id, run_id=row.id, damage=damage)
@@ -189,19 +189,21 @@ async def load_run(journal: Journal, row: RunRow) -> RecordedRun:
 
 async def load_report(journal: Journal, run: str) -> RunReport:
     """Return the report of a run; raises `NotFound`."""
-    return (await load_run(journal, await journal.load_run(run))).report
+    return (await load_recorded_run(journal, await journal.load_run(run))).report
 
 
-async def load_lineage(journal: Journal, run: str | None) -> list[RunReport]:
+async def load_lineage_reports(journal: Journal, run: str | None) -> list[RunReport]:
     """Return the reports of the lineage of `run`, oldest first; raises `NotFound`."""
-    return [(await load_run(journal, row)).report for row in await journal.load_lineage(run)]
+    return [
+        (await load_recorded_run(journal, row)).report for row in await journal.load_lineage(run)
+    ]
 
 
 # a whole session ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class RunSummary:
+class ListedRun:
     """One run in a list.
 
     `tier` says how its variables are restored when no fork is parked: `rebuild`, `files-only`, or
@@ -223,12 +225,12 @@ class SessionTree:
     """
 
     session: SessionRow
-    runs: tuple[RunSummary, ...]
+    runs: tuple[ListedRun, ...]
     lineage: tuple[str, ...]
     forks: Mapping[str, tuple[SessionRow, ...]] = field(default_factory=dict)  # by run
     damage: tuple[str, ...] = ()
 
-    def children(self) -> Mapping[str | None, list[RunSummary]]:
+    def children(self) -> Mapping[str | None, list[ListedRun]]:
         """Return the runs that followed each run, oldest first; None is the session's start."""
         known = {each.row.id for each in self.runs}
         children = defaultdict(list)
@@ -275,7 +277,7 @@ async def load_tree(journal: Journal, session: SessionRow) -> SessionTree:
     lineage = await journal.load_lineage(session.tip)
     rows = {row.id: row for row in await journal.list_visited_runs(session.id)}
     damage: list[str] = []
-    summaries: dict[str, RunSummary] = {}
+    summaries: dict[str, ListedRun] = {}
     for session_id in dict.fromkeys(row.session_id for row in rows.values()):
         summaries |= await _load_summaries(journal, session_id, rows, damage)
     tiers = _restore_tiers(rows)
@@ -307,7 +309,7 @@ def _restore_tiers(rows: Mapping[str, RunRow]) -> Mapping[str, str]:
 
 async def _load_summaries(
     journal: Journal, session_id: str, rows: Mapping[str, RunRow], damage: list[str]
-) -> Mapping[str, RunSummary]:
+) -> Mapping[str, ListedRun]:
     """Return the summaries of those `rows` that belong to a session."""
     code = {}
     for stored in await journal.load_events(session_id, event_type=RunStarted, damage=damage):
@@ -322,7 +324,7 @@ async def _load_summaries(
         if isinstance(stored.event, FilesChanged):
             files[stored.run_id] = len(stored.event.changed) + len(stored.event.removed)
     return {
-        row.id: RunSummary(row, code.get(row.id, ""), calls[row.id], files.get(row.id, 0))
+        row.id: ListedRun(row, code.get(row.id, ""), calls[row.id], files.get(row.id, 0))
         for row in rows.values()
         if row.session_id == session_id
     }
@@ -336,7 +338,9 @@ def first_code_line(code: str) -> str:
 # the names that people use ------------------------------------------------------------------------
 
 
-async def find_session(journal: Journal, handle: str, principal: str | None = None) -> SessionRow:
+async def find_any_session(
+    journal: Journal, handle: str, principal: str | None = None
+) -> SessionRow:
     """Return the session of that id or name, of one principal or of any.
 
     Raises `NotFound`, or `InvalidRequest` if several sessions have the name.

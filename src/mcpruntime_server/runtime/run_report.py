@@ -17,7 +17,7 @@ from typing import Any, Literal
 from anyio import to_thread
 
 from ..errors import McpRuntimeError
-from ..journal.events import MediaEntry, ModelRequest, RunError, RunValue, encode_json
+from ..journal.events import ClientModelRequest, MediaEntry, RunError, RunValue, encode_json
 from ..protocol import wire
 from ..protocol.json_limits import is_nested_deeper
 from ..protocol.media import (
@@ -65,7 +65,7 @@ class PendingQuestionView:
     id: str
     kind: str
     calls: tuple[tuple[str, Mapping[str, Any]], ...]  # target and arguments
-    model_request: ModelRequest | None = None  # of a "question"
+    model_request: ClientModelRequest | None = None  # of a "question"
     line: int | None = None
     hints: tuple[str, ...] = ()
     expires: float | None = None  # seconds since the epoch

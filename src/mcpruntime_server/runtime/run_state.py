@@ -38,7 +38,7 @@ class RunState(Enum):
     SUSPENDED = auto()
 
 
-class RunEvent(Enum):
+class LifecycleEvent(Enum):
     """What moves a run from one state to another."""
 
     HEAD_REACHED = auto()  # no other run of the session comes before it
@@ -51,58 +51,58 @@ class RunEvent(Enum):
     ENDED = auto()  # nothing more comes of it on this server
 
 
-TRANSITIONS: Mapping[RunState, Mapping[RunEvent, RunState]] = {
+TRANSITIONS: Mapping[RunState, Mapping[LifecycleEvent, RunState]] = {
     RunState.QUEUED: {
-        RunEvent.HEAD_REACHED: RunState.ADMITTING,
-        RunEvent.STOP_REQUESTED: RunState.STOPPING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.HEAD_REACHED: RunState.ADMITTING,
+        LifecycleEvent.STOP_REQUESTED: RunState.STOPPING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
     },
     RunState.ADMITTING: {
-        RunEvent.SLOT_ACQUIRED: RunState.PREPARING,
-        RunEvent.STOP_REQUESTED: RunState.STOPPING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
-        RunEvent.ENDED: RunState.FINISHED,  # its session was cancelled
+        LifecycleEvent.SLOT_ACQUIRED: RunState.PREPARING,
+        LifecycleEvent.STOP_REQUESTED: RunState.STOPPING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.ENDED: RunState.FINISHED,  # its session was cancelled
     },
     RunState.PREPARING: {
-        RunEvent.CODE_STARTED: RunState.RUNNING,
-        RunEvent.STOP_REQUESTED: RunState.STOPPING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
-        RunEvent.ENDED: RunState.FINISHED,  # no sandbox could be brought to its state
+        LifecycleEvent.CODE_STARTED: RunState.RUNNING,
+        LifecycleEvent.STOP_REQUESTED: RunState.STOPPING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.ENDED: RunState.FINISHED,  # no sandbox could be brought to its state
     },
     RunState.RUNNING: {
-        RunEvent.PAUSED: RunState.PAUSED,
-        RunEvent.RESUMED: RunState.RUNNING,  # two waits ended at once
-        RunEvent.STOP_REQUESTED: RunState.STOPPING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
-        RunEvent.ENDED: RunState.FINISHED,
+        LifecycleEvent.PAUSED: RunState.PAUSED,
+        LifecycleEvent.RESUMED: RunState.RUNNING,  # two waits ended at once
+        LifecycleEvent.STOP_REQUESTED: RunState.STOPPING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.ENDED: RunState.FINISHED,
     },
     RunState.PAUSED: {
-        RunEvent.PAUSED: RunState.PAUSED,  # for one more reason
-        RunEvent.RESUMED: RunState.RUNNING,
-        RunEvent.STOP_REQUESTED: RunState.STOPPING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
-        RunEvent.ENDED: RunState.FINISHED,  # its time was up, or its sandbox died
+        LifecycleEvent.PAUSED: RunState.PAUSED,  # for one more reason
+        LifecycleEvent.RESUMED: RunState.RUNNING,
+        LifecycleEvent.STOP_REQUESTED: RunState.STOPPING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.ENDED: RunState.FINISHED,  # its time was up, or its sandbox died
     },
     # A run that stops or is suspended still passes through the sandbox, but stays in its state.
     RunState.STOPPING: {
-        RunEvent.HEAD_REACHED: RunState.STOPPING,
-        RunEvent.SLOT_ACQUIRED: RunState.STOPPING,
-        RunEvent.CODE_STARTED: RunState.STOPPING,
-        RunEvent.PAUSED: RunState.STOPPING,
-        RunEvent.RESUMED: RunState.STOPPING,
-        RunEvent.STOP_REQUESTED: RunState.STOPPING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
-        RunEvent.ENDED: RunState.FINISHED,
+        LifecycleEvent.HEAD_REACHED: RunState.STOPPING,
+        LifecycleEvent.SLOT_ACQUIRED: RunState.STOPPING,
+        LifecycleEvent.CODE_STARTED: RunState.STOPPING,
+        LifecycleEvent.PAUSED: RunState.STOPPING,
+        LifecycleEvent.RESUMED: RunState.STOPPING,
+        LifecycleEvent.STOP_REQUESTED: RunState.STOPPING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.ENDED: RunState.FINISHED,
     },
     RunState.SUSPENDING: {
-        RunEvent.HEAD_REACHED: RunState.SUSPENDING,
-        RunEvent.SLOT_ACQUIRED: RunState.SUSPENDING,
-        RunEvent.CODE_STARTED: RunState.SUSPENDING,
-        RunEvent.PAUSED: RunState.SUSPENDING,
-        RunEvent.RESUMED: RunState.SUSPENDING,
-        RunEvent.STOP_REQUESTED: RunState.SUSPENDING,
-        RunEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
-        RunEvent.ENDED: RunState.SUSPENDED,
+        LifecycleEvent.HEAD_REACHED: RunState.SUSPENDING,
+        LifecycleEvent.SLOT_ACQUIRED: RunState.SUSPENDING,
+        LifecycleEvent.CODE_STARTED: RunState.SUSPENDING,
+        LifecycleEvent.PAUSED: RunState.SUSPENDING,
+        LifecycleEvent.RESUMED: RunState.SUSPENDING,
+        LifecycleEvent.STOP_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.SUSPEND_REQUESTED: RunState.SUSPENDING,
+        LifecycleEvent.ENDED: RunState.SUSPENDED,
     },
     RunState.FINISHED: {},
     RunState.SUSPENDED: {},
@@ -113,7 +113,7 @@ FINAL_STATES = frozenset(state for state, events in TRANSITIONS.items() if not e
 class IllegalTransition(Exception):
     """An event came that is not legal in the state that a run is in."""
 
-    def __init__(self, state: RunState, event: RunEvent) -> None:
+    def __init__(self, state: RunState, event: LifecycleEvent) -> None:
         super().__init__(f"A run that is {state.name} cannot take the event {event.name}.")
 
 
@@ -128,13 +128,13 @@ class RunLifecycle:
         self._requested_at = time.perf_counter()
         self._update: anyio.Event | None = None  # set at the next change, if somebody waits for it
 
-    def apply(self, event: RunEvent) -> None:
+    def apply(self, event: LifecycleEvent) -> None:
         """Change the state as `TRANSITIONS` says; raises `IllegalTransition`."""
         try:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalTransition(self.state, event) from None
-        if event is RunEvent.HEAD_REACHED:
+        if event is LifecycleEvent.HEAD_REACHED:
             self.has_reached_head = True
         if self.is_final:
             self.finished.set()

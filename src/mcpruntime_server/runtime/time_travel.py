@@ -18,7 +18,7 @@ from ..journal.store import Journal
 from .call_ledger import LedgerEntry
 from .environment import is_lineage_reproducible
 from .run import Run
-from .run_history import find_run, find_session, load_report
+from .run_history import find_any_session, find_run, load_report
 from .run_report import RunReport
 from .run_spec import RunSpec
 from .runtime import Runtime
@@ -107,7 +107,7 @@ async def rewind_session(
     with session.keep_open():
         cancelled = [active.id for active in session.queue.active_runs]
         await session.cancel_all_runs()
-        row = await find_session(runtime.journal, session.id)
+        row = await find_any_session(runtime.journal, session.id)
         target = await find_target(runtime.journal, row, step, run)
         check_end_state(target)
         if session.is_busy:

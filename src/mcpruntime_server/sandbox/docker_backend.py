@@ -152,7 +152,9 @@ class DockerChannel:
             return "its container was removed from outside."
         except (APIError, Unavailable) as exc:
             return f"the engine does not tell why ({exc})"
-        return describe_exit(state, self._memory_mb) + describe_stderr(self._decoder.stderr)
+        return describe_container_exit(state, self._memory_mb) + describe_stderr(
+            self._decoder.stderr
+        )
 
     def _read_final_state(self, client: APIClient) -> dict[str, Any]:
         from requests.exceptions import RequestException
@@ -427,7 +429,7 @@ def parse_used_memory(stats: Mapping[str, Any]) -> int | None:
     return max(0, int(stats["usage"]) - sum(map(int, files)))
 
 
-def describe_exit(state: Mapping[str, Any], memory_mb: int) -> str:
+def describe_container_exit(state: Mapping[str, Any], memory_mb: int) -> str:
     """Return a clause on how a container with the engine's `state` ended."""
     code = int(state.get("ExitCode") or 0)
     if state.get("Running"):

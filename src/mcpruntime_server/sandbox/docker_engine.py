@@ -191,7 +191,7 @@ class DockerEngine:
             found = str(client.version(api_version=False)["ApiVersion"])
         finally:
             client.close()
-        if parse_version(found) < parse_version(MIN_API_VERSION):
+        if parse_api_version(found) < parse_api_version(MIN_API_VERSION):
             raise Unavailable(
                 f"The Docker engine speaks API version {found}, not {MIN_API_VERSION} or newer.",
                 remedy="Update Docker to 20.10 or newer.",
@@ -240,7 +240,7 @@ class DockerEngine:
             return await anyio.connect_unix(address.path)
         if address.scheme == "http":
             return await anyio.connect_tcp(address.host, address.port)
-        context = await anyio.to_thread.run_sync(make_tls_context, self._tls)
+        context = await anyio.to_thread.run_sync(make_engine_tls_context, self._tls)
         return await anyio.connect_tcp(
             address.host, address.port, tls=True, ssl_context=context, tls_standard_compatible=False
         )
@@ -283,12 +283,12 @@ def inspect_image(client: APIClient, tag: str) -> dict[str, Any]:
         return {}
 
 
-def parse_version(version: str) -> tuple[int, ...]:
+def parse_api_version(version: str) -> tuple[int, ...]:
     """Return the numbers of an API version, which can be compared."""
     return tuple(map(int, version.split(".")))
 
 
-def make_tls_context(tls: TLSConfig | None) -> ssl.SSLContext:
+def make_engine_tls_context(tls: TLSConfig | None) -> ssl.SSLContext:
     """Return the context for docker-py's TLS settings."""
     context = ssl.create_default_context(cafile=tls.ca_cert if tls else None)
     if tls and tls.cert:

@@ -48,7 +48,7 @@ from .run_tool import RunToolHandler
 from .session_resolver import SessionResolver
 from .skill_tools import SkillToolHandler, build_skill_prompt, build_skill_tools
 from .tasks_extension import TasksExtension
-from .tool_schemas import add_signatures, build_tool, list_names, list_parameters
+from .tool_schemas import add_signatures, build_tool, list_fitting_names, list_parameters
 from .workspace_resources import WorkspaceResources
 
 # Without a type of the items, some clients turn them into strings and others refuse the schema.
@@ -82,7 +82,7 @@ ISOLATION_WARNING = "\nWARNING: code runs on this machine without isolation (`lo
 
 def run_code_description(packages: Sequence[str], max_package_tokens: int) -> str:
     """Return the description of `run_code` for the model."""
-    named = list_names(packages, max_package_tokens) or "none configured"
+    named = list_fitting_names(packages, max_package_tokens) or "none configured"
     return (
         "Run Python in a persistent sandbox: variables and files stay. Returns the last "
         "expression's or assignment's value, what it prints and plots (`show(x)`), calls, files.\n"

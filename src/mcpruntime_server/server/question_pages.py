@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from ..journal.call_scope import MAX_MODEL_REQUEST_CHARS
-from ..journal.events import ModelRequest
+from ..journal.events import ClientModelRequest
 from ..protocol.presentation import format_call
 from ..protocol.truncation import truncate_text
 from ..runtime.call_ledger import MAX_CALL_CHARS
@@ -47,7 +47,7 @@ class ModelQuestion:
     schema: str
 
     @classmethod
-    def parse(cls, request: ModelRequest) -> ModelQuestion:
+    def parse(cls, request: ClientModelRequest) -> ModelQuestion:
         """Return the parts of a model request."""
         text = truncate_text(request["prompt"], MAX_MODEL_REQUEST_CHARS)[0]
         prompt, *data = DATA_START.split(text, maxsplit=1)
@@ -80,7 +80,7 @@ def max_question_chars(result_chars: int) -> int:
     return min(page_chars(result_chars) - QUESTION_FRAME_CHARS, MAX_MODEL_REQUEST_CHARS)
 
 
-def format_model_question(request: ModelRequest) -> str:
+def format_model_question(request: ClientModelRequest) -> str:
     """Return the whole text of a model request for the client's model."""
     return ModelQuestion.parse(request).format()
 

@@ -112,7 +112,7 @@ class ReplayToolHandler:
     async def show_run(self, handle: str, step: int | None, run: str | None) -> CallToolResult:
         """Return one run as its client saw it, and its code."""
         target = await self._find_run(handle, step, run)
-        past = await run_history.load_run(self._journal, target)
+        past = await run_history.load_recorded_run(self._journal, target)
         report = past.report
         report.notes += past.damage
         result = build_run_result(report, handle, self._config)
@@ -208,7 +208,7 @@ class ReplayToolHandler:
 
     async def _find_session(self, handle: str) -> SessionRow:
         """Return a session of the principal, when the journal has the files of its runs."""
-        row = await run_history.find_session(self._journal, handle, self._principal)
+        row = await run_history.find_any_session(self._journal, handle, self._principal)
         await self._runtime.wait_for_files(row.id)
         return row
 

@@ -190,10 +190,10 @@ class SkillsExtension(Extension):
 
     async def _describe_skill(self, name: str) -> dict[str, Any]:
         content = await self._library.read_files(name)
-        return await anyio.to_thread.run_sync(describe_files, to_slug(name), content)
+        return await anyio.to_thread.run_sync(describe_skill_files, to_slug(name), content)
 
 
-def describe_files(slug: str, content: FileContents) -> dict[str, Any]:
+def describe_skill_files(slug: str, content: FileContents) -> dict[str, Any]:
     """Return a skill as the extension shows it; raises `SkillRefused`."""
     return {
         "uri": f"{SKILL_SCHEME}{slug}/{SKILL_FILE}",

@@ -49,7 +49,7 @@ REQUEST_ID = re.compile(rb'\s*:\s*(-?(?:0|[1-9]\d{0,18})|"[\w .-]{0,100}")\s*[,}
 logger = logging.getLogger(__name__)
 
 
-class MessageWriter:
+class ClientMessageWriter:
     """Writes each message as one line to a descriptor, which stays blocking as it may be shared."""
 
     def __init__(self, sink: int) -> None:
@@ -62,7 +62,7 @@ class MessageWriter:
 
         If the sender is cancelled while the client reads slowly, the next sender writes the rest.
         """
-        self._unsent.append(memoryview(encode_message(message.message) + b"\n"))
+        self._unsent.append(memoryview(encode_client_message(message.message) + b"\n"))
         if len(self._unsent) == 1 and self._write_now():
             return
         async with self._flushing:
@@ -101,7 +101,7 @@ class MessageWriter:
         await self.aclose()
 
 
-class MessageReader:
+class ClientMessageReader:
     """Yields the messages of a client, one per line.
 
     It answers a line that is no message with an error itself, and calls `on_timed_out` with the id
@@ -109,7 +109,7 @@ class MessageReader:
     """
 
     def __init__(
-        self, source: int, writer: MessageWriter, on_timed_out: Callable[[str], None]
+        self, source: int, writer: ClientMessageWriter, on_timed_out: Callable[[str], None]
     ) -> None:
         self._source = source
         self._writer = writer
@@ -127,7 +127,7 @@ class MessageReader:
                 raise StopAsyncIteration
             if not self._lines:
                 continue
-            message = parse_message(self._lines.popleft())
+            message = parse_client_message(self._lines.popleft())
             if isinstance(message, SessionMessage):
                 if request_id := timed_out_request_id(message):
                     self._on_timed_out(request_id)
@@ -181,7 +181,7 @@ class MessageReader:
 @asynccontextmanager
 async def open_stdio_streams(
     on_timed_out: Callable[[str], None],
-) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
+) -> AsyncIterator[tuple[ClientMessageReader, ClientMessageWriter]]:
     """Take over fds 0 and 1 and yield the streams that an MCP server runs on.
 
     The first one ends when stdin does. `on_timed_out` is called with the id of each request that
@@ -193,14 +193,14 @@ async def open_stdio_streams(
     os.close(null)
     os.dup2(2, 1)
     try:
-        writer = MessageWriter(sink)
-        yield MessageReader(source, writer, on_timed_out), writer
+        writer = ClientMessageWriter(sink)
+        yield ClientMessageReader(source, writer, on_timed_out), writer
     finally:
         os.close(source)
         os.close(sink)
 
 
-def encode_message(message: JSONRPCMessage) -> bytes:
+def encode_client_message(message: JSONRPCMessage) -> bytes:
     """Return `message` as JSON; what cannot be written costs the answer to that request alone."""
     try:
         return message.model_dump_json(by_alias=True, exclude_unset=True).encode()
@@ -228,7 +228,7 @@ def timed_out_request_id(message: SessionMessage) -> str | None:
     return str(params.get("requestId"))
 
 
-def parse_message(line: bytes) -> SessionMessage | JSONRPCError:
+def parse_client_message(line: bytes) -> SessionMessage | JSONRPCError:
     """Return the message in `line`, or the error that answers it.
 
     JSON can contain half of a surrogate pair, which the SDK refuses. Here it stays visible as an

@@ -97,7 +97,7 @@ def add_signatures(tools: Sequence[Tool], signatures: Sequence[str]) -> None:
         tools[0].description += text
 
 
-def list_names(names: Sequence[str], max_tokens: int) -> str:
+def list_fitting_names(names: Sequence[str], max_tokens: int) -> str:
     """Return the first names that fit into `max_tokens`, and how many more there are."""
     for count in range(min(len(names), max_tokens), 0, -1):
         rest = len(names) - count

@@ -14,7 +14,7 @@ from mcp.types import Resource, ResourceLink, ResourceTemplate
 
 from ..errors import InvalidRequest, NotFound
 from ..protocol.presentation import truncate_name
-from ..runtime.run_history import find_session
+from ..runtime.run_history import find_any_session
 from ..runtime.runtime import Runtime
 from .resources import to_resource_contents
 
@@ -67,9 +67,9 @@ class WorkspaceResources:
         handle, _, path = uri.removeprefix(WORKSPACE_SCHEME).partition("/")
         handle, path = unquote(handle), unquote(path)
         journal = self._runtime.journal
-        row = await find_session(journal, handle, self._principal)
+        row = await find_any_session(journal, handle, self._principal)
         await self._runtime.wait_for_files(row.id)
-        row = await find_session(journal, row.id, self._principal)
+        row = await find_any_session(journal, row.id, self._principal)
         files, _ = await journal.load_files_at(row.tip, [])
         entry = files.get(path)
         if entry is None:

@@ -86,7 +86,7 @@ class TokenStore:
         expires_at = None if lifetime_s is None else now + lifetime_s
         with self._change() as tokens:
             tokens[token_id] = AccessToken(
-                token_id, principal, digest(token), now, expires_at, order_scopes(scopes)
+                token_id, principal, digest_token(token), now, expires_at, order_scopes(scopes)
             )
         return token
 
@@ -104,7 +104,9 @@ class TokenStore:
         self._refresh()
         prefix, _, rest = text[:MAX_TOKEN_CHARS].partition("_")
         known = self._tokens.get(rest.partition("_")[0])
-        is_same = hmac.compare_digest(digest(text), known.digest if known else digest(""))
+        is_same = hmac.compare_digest(
+            digest_token(text), known.digest if known else digest_token("")
+        )
         if prefix != TOKEN_PREFIX or known is None or not is_same or known.is_expired:
             return None
         if not is_token_name(known.principal):  # the file was edited by hand
@@ -164,6 +166,6 @@ def read_token(row: dict[str, Any]) -> AccessToken:
     return AccessToken(**{**row, "scopes": scopes})
 
 
-def digest(token: str) -> str:
+def digest_token(token: str) -> str:
     """Return what is kept instead of a token."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

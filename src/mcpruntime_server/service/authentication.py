@@ -36,7 +36,7 @@ from ..config import HttpSettings
 from ..config.scopes import DEFAULT_SCOPES, Scope, order_scopes
 from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
 from ..journal.call_scope import act_for
-from .access_tokens import TOKEN_PREFIX, AccessToken, digest
+from .access_tokens import TOKEN_PREFIX, AccessToken, digest_token
 from .callers import LOCAL_CALLER, Caller
 from .issuer_tokens import IssuerTokens
 from .problems import build_problem, problem_response
@@ -127,7 +127,7 @@ class Authentication:
         if self._tokens is None:
             return LOCAL_CALLER
         token, address = read_bearer_token(scope), client_address(scope)
-        known = digest(token)
+        known = digest_token(token)
         if known not in self._known_tokens:  # who has been here may come back from any address
             self.limits.check_address(address)
         try:
@@ -206,7 +206,7 @@ class ProtectedEndpoint:
         try:
             caller = await self._authentication.identify(scope)
             check_scopes(caller, self._scopes)
-            admit(caller, scope)
+            count_request(caller, scope)
             act_for(caller.principal)
             with self._authentication.limits.serve(caller.principal):
                 await self._endpoint(scope, receive, send_message)
@@ -235,7 +235,7 @@ def check_scopes(caller: Caller, scopes: frozenset[Scope]) -> None:
         )
 
 
-def admit(caller: Caller, scope: RequestScope) -> None:
+def count_request(caller: Caller, scope: RequestScope) -> None:
     """Write into the scope of a request who sends it, for endpoints and for the MCP SDK.
 
     The token is removed, so that nothing behind this module can pass it on. The SDK binds

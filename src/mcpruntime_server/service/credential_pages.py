@@ -90,7 +90,7 @@ class CredentialPages:
     def _render(
         self, request: Request, note: str = "", status: int = 200, *, is_stored: bool = False
     ) -> Response:
-        text = load_template().render(
+        text = load_page_template().render(
             server=request.path_params["server"][:MAX_SERVER_CHARS],
             note=note,
             is_stored=is_stored,
@@ -128,7 +128,7 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 @cache
-def load_template() -> Template:
+def load_page_template() -> Template:
     """Return the template of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # needed for the page only
 

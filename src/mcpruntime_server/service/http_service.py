@@ -73,7 +73,7 @@ class HttpServer(uvicorn.Server):
         gc.freeze()
 
 
-async def serve_http(
+async def run_http_server(
     open_server: OpenMcpServer,
     api: ApiServices,
     settings: HttpSettings,

@@ -117,7 +117,7 @@ class McpEndpoint:
             except ClientDisconnect:
                 return  # the SDK would log an error
             if not caller.scopes >= MCP_SCOPES:
-                message = parse_message(body)
+                message = parse_request_body(body)
                 check_scopes(caller, required_scopes(message))
                 body = json.dumps(message, separators=(",", ":")).encode()
             scope, receive = replace_body(scope, receive, body)
@@ -162,7 +162,7 @@ def opens_stream(scope: Scope) -> bool:
     return any(name == METHOD_HEADER and value == LISTEN for name, value in scope["headers"])
 
 
-def parse_message(body: bytes) -> Any:
+def parse_request_body(body: bytes) -> Any:
     """Return the JSON in a body; raises `InvalidRequest`."""
     try:
         return json.loads(body, parse_constant=refuse_constant)

@@ -183,12 +183,14 @@ class ServerFigures(Collector):
         sandboxes = {**sources.count_sandboxes(), "left": left}
         ready = {each.name: int(each.is_ok) for each in findings}
         self._families = [
-            gauge("sandboxes", "Sandboxes; those left have no server any more.", sandboxes),
-            gauge("sessions", "Live sessions.", sources.count_sessions()),
-            gauge("active_runs", "Runs that have not ended.", sources.count_active_runs()),
-            gauge("upstreams", "Upstream servers.", sources.count_upstreams()),
-            gauge("ready", "Whether a check of `/readyz` succeeds.", ready, "check"),
-            gauge("journal_bytes", "Size of the journal.", await self._measure_journal(), "part"),
+            build_gauge("sandboxes", "Sandboxes; those left have no server any more.", sandboxes),
+            build_gauge("sessions", "Live sessions.", sources.count_sessions()),
+            build_gauge("active_runs", "Runs that have not ended.", sources.count_active_runs()),
+            build_gauge("upstreams", "Upstream servers.", sources.count_upstreams()),
+            build_gauge("ready", "Whether a check of `/readyz` succeeds.", ready, "check"),
+            build_gauge(
+                "journal_bytes", "Size of the journal.", await self._measure_journal(), "part"
+            ),
         ]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -207,7 +209,7 @@ class ServerFigures(Collector):
         }
 
 
-def gauge(
+def build_gauge(
     name: str, text: str, values: Mapping[str, float], label: str = "state"
 ) -> GaugeMetricFamily:
     """Return a gauge with a value for each value of its label."""

@@ -183,18 +183,18 @@ def describe_route(route: ApiRoute[Any]) -> dict[str, Any]:
         "summary": route.description.partition(". ")[0].rstrip("."),
         "description": route.description,
         "security": [{SECURITY_SCHEME: list(route.scopes)}],
-        "parameters": describe_parameters(route),
+        "parameters": describe_route_parameters(route),
         "responses": describe_responses(route),
     }
     if route.body is not None:
         described["requestBody"] = {
             "required": True,
-            "content": {JSON_TYPE: {"schema": reference(route.body)}},
+            "content": {JSON_TYPE: {"schema": refer_to_schema(route.body)}},
         }
     return described
 
 
-def describe_parameters(route: ApiRoute[Any]) -> list[dict[str, Any]]:
+def describe_route_parameters(route: ApiRoute[Any]) -> list[dict[str, Any]]:
     """Return the parameters of a route: in its path, behind it, and in headers."""
     names = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if "{" in part]
     parameters = [
@@ -262,7 +262,7 @@ def describe_responses(route: ApiRoute[Any]) -> dict[str, Any]:
     for status in sorted(errors):
         responses[str(status)] = {
             "description": STATUS_TEXTS[status],
-            "content": {PROBLEM_TYPE: {"schema": reference(Problem)}},
+            "content": {PROBLEM_TYPE: {"schema": refer_to_schema(Problem)}},
         }
     return responses
 
@@ -280,7 +280,7 @@ def describe_content(model: type | None) -> dict[str, Any]:
                 "data": {
                     "type": "string",
                     "contentMediaType": JSON_TYPE,
-                    "contentSchema": reference(RunEvent),
+                    "contentSchema": refer_to_schema(RunEvent),
                 },
             },
         }
@@ -288,10 +288,10 @@ def describe_content(model: type | None) -> dict[str, Any]:
     if model is bytes:
         return {ANY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     if model is not None and issubclass(model, BaseModel):
-        return {JSON_TYPE: {"schema": reference(model)}}
+        return {JSON_TYPE: {"schema": refer_to_schema(model)}}
     return {}
 
 
-def reference(model: type[BaseModel]) -> dict[str, str]:
+def refer_to_schema(model: type[BaseModel]) -> dict[str, str]:
     """Return the reference to the schema of a model."""
     return {"$ref": REF_TEMPLATE.format(model=model.__name__)}

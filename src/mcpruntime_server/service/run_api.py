@@ -21,7 +21,7 @@ from ..errors import Conflict, InsufficientScope, InvalidRequest, NotFound, Unav
 from ..journal.rows import RunRow, SessionRow
 from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion, parse_answer
 from ..runtime.run import Run
-from ..runtime.run_history import load_run
+from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import RunReport
 from ..runtime.shutdown import cancel_when_set
 from ..server.client_questions import RECEIPT_TIMEOUT_S
@@ -172,7 +172,7 @@ class RunApi:
             run = active[1]
         if run is not None and run.failure is None:
             return build_run_document(row, session, run.snapshot_report(), run.spec.code)
-        recorded = await load_run(self._journal, row)
+        recorded = await load_recorded_run(self._journal, row)
         report = recorded.report
         report.notes += recorded.damage
         return build_run_document(row, session, report, recorded.code)
@@ -241,7 +241,7 @@ class RunApi:
     ) -> None:
         """Leave answers in the journal, where the server that executes the run finds them."""
         row = await self._journal.load_run(run_id)
-        recorded = await load_run(self._journal, row)
+        recorded = await load_recorded_run(self._journal, row)
         questions = {
             asked.question_id: PendingQuestion(run_id, asked, "", {}, None)
             for asked in recorded.open_questions

@@ -11,7 +11,7 @@ from ..errors import NotFound
 from ..journal.events import FileEntry
 from ..journal.rows import RunRow, SessionRow
 from ..runtime import time_travel
-from ..runtime.run_history import load_run
+from ..runtime.run_history import load_recorded_run
 from ..server.replay_tool import describe_writes
 from ..server.session_resolver import CLIENT_PURPOSES
 from ..server.workspace_resources import guess_type
@@ -204,7 +204,9 @@ class SessionApi:
         scratch = await self._journal.load_session(rerun.session.id)
         runs = []
         for report in rerun.reports:
-            recorded = await load_run(self._journal, await self._journal.load_run(report.run_id))
+            recorded = await load_recorded_run(
+                self._journal, await self._journal.load_run(report.run_id)
+            )
             runs.append(build_run_document(recorded.row, scratch, report, recorded.code))
         return document_response(
             RerunDocument(

@@ -152,7 +152,7 @@ def mark_outcome(span: Span, outcome: str) -> None:
         span.set_status(StatusCode.ERROR)
 
 
-class RequestContext:
+class TraceContextReader:
     """Reads the trace context of requests: of HTTP requests, and of MCP requests, which wins."""
 
     def wrap_app(self, app: ASGIApp) -> ASGIApp:

@@ -15,7 +15,7 @@ from mcp.shared.message import SessionMessage
 
 from mcpruntime_server.capabilities.tools.direct_requests import DirectRequests
 from mcpruntime_server.capabilities.tools.message_limits import MessageLimits
-from mcpruntime_server.capabilities.tools.message_reader import MessageReader
+from mcpruntime_server.capabilities.tools.message_reader import UpstreamMessageReader
 from mcpruntime_server.capabilities.tools.stdio_client import open_stdio_client
 from mcpruntime_server.capabilities.tools.unrequested_messages import MessageFilter
 
@@ -58,7 +58,7 @@ for line in sys.stdin:
 
 
 @asynccontextmanager
-async def server(folder: Path) -> AsyncIterator[tuple[DirectRequests, MessageReader]]:
+async def server(folder: Path) -> AsyncIterator[tuple[DirectRequests, UpstreamMessageReader]]:
     requests = DirectRequests()
     command = [sys.executable, "-c", SERVER]
     messages = MessageFilter(LIMITS)
@@ -69,7 +69,7 @@ async def server(folder: Path) -> AsyncIterator[tuple[DirectRequests, MessageRea
             yield requests, streams[0]
 
 
-async def notification(reader: MessageReader) -> types.JSONRPCNotification:
+async def notification(reader: UpstreamMessageReader) -> types.JSONRPCNotification:
     """Return the next message for the SDK, which has to be a notification."""
     received = await reader.receive()
     assert isinstance(received, SessionMessage)

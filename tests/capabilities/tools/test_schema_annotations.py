@@ -20,7 +20,7 @@ from mcpruntime_server.capabilities.tools.schema_annotations import (
     describe_constraints,
     describe_shape,
 )
-from mcpruntime_server.capabilities.tools.shim_generator import describe_module, render_module
+from mcpruntime_server.capabilities.tools.shim_generator import describe_module, render_shim
 from tests.upstreams.hostile import SCHEMAS, deep, wide
 
 
@@ -248,4 +248,4 @@ def test_a_document_that_merges_large_schemas_again_and_again_ends_soon() -> Non
     assert len(first.properties) == 100
     assert document.flatten(root["properties"]["p99"]).get("properties", {}) == {}
     tool = Tool(name="x", input_schema=root, output_schema=root)
-    assert "def x(" in render_module(describe_module("up", "up", [tool]))
+    assert "def x(" in render_shim(describe_module("up", "up", [tool]))

@@ -23,7 +23,7 @@ from mcpruntime_server.capabilities.tools.shim_generator import (
     checked_name,
     describe_module,
     python_literal,
-    render_module,
+    render_shim,
     source_digest,
 )
 from mcpruntime_server.capabilities.tools.signatures import format_signature
@@ -127,7 +127,7 @@ def kinds_of(source: str) -> list[type[ast.stmt]]:
 
 class TestGolden:
     def test_a_module_reads_as_it_always_did(self) -> None:
-        source = render_module(describe_module("tracker", "tracker", TRACKER, OBSERVED))
+        source = render_shim(describe_module("tracker", "tracker", TRACKER, OBSERVED))
         if os.environ.get("UPDATE_GOLDEN"):
             GOLDEN.write_text(source)
         assert source == GOLDEN.read_text(), (
@@ -192,7 +192,7 @@ class TestGolden:
                 "required": ["mode"],
             },
         )
-        start = execute(render_module(describe_module("made", "made", [tool]))).start
+        start = execute(render_shim(describe_module("made", "made", [tool]))).start
         refused: list[tuple[str, dict[str, Any]]] = [
             (r"mode = 'fats'. Did you mean 'fast'\? Allowed: 'fast', 'slow'.", {"mode": "fats"}),
             (r"level = 3. Allowed: 1, 2, None.", {"mode": "fast", "level": 3}),
@@ -237,7 +237,7 @@ class TestGolden:
                 "$defs": {"Step": step},
             },
         )
-        plan = execute(render_module(describe_module("made", "made", [tool]))).plan
+        plan = execute(render_shim(describe_module("made", "made", [tool]))).plan
         build = {"kind": "build"}
         refused: list[tuple[str, dict[str, Any]]] = [
             (r"labels\[1\] = 'bugs'. Did you mean 'bug'\?", {"labels": ["bug", "bugs"]}),
@@ -277,7 +277,7 @@ class TestGolden:
                 "additionalProperties": {"type": "array", "items": mode},
             },
         )
-        start = execute(render_module(describe_module("made", "made", [tool]))).start
+        start = execute(render_shim(describe_module("made", "made", [tool]))).start
         refused: list[tuple[str, dict[str, Any]]] = [
             (
                 r"made.start does not accept mode = 'fats'. Did you mean 'fast'\? "
@@ -300,7 +300,7 @@ class TestGolden:
             for name in ("list", "open", "open_", "search")
         ]
         module = describe_module("made", "made", made)
-        source = render_module(module)
+        source = render_shim(module)
         assert module.function_names == ["list_", "open__", "open_", "search"]
         names: dict[str, Any] = {}
         exec(source, names)
@@ -328,7 +328,7 @@ class TestGolden:
 class TestHostile:
     def test_every_hostile_tool_yields_a_module_that_only_defines_names(self, sent: Any) -> None:
         module = describe_module("hostile", "hostile", TOOLS)
-        source = render_module(module)
+        source = render_shim(module)
         functions = execute(source)
         assert len(module.tools) == len(TOOLS)
         assert sent == []
@@ -366,7 +366,7 @@ class TestHostile:
             output_schema=output if isinstance(output, dict) else None,
         )
         module = describe_module("any", name, [tool])
-        source = render_module(module)
+        source = render_shim(module)
         made = [
             ast.ClassDef if record.fits_class_body else ast.Assign for record in module.typed_dicts
         ]

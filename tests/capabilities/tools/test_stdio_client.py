@@ -15,15 +15,18 @@ from mcp.types import JSONRPCNotification
 
 from mcpruntime_server.capabilities.tools.direct_requests import DirectRequests
 from mcpruntime_server.capabilities.tools.message_limits import MessageLimits
-from mcpruntime_server.capabilities.tools.message_reader import MessageReader
-from mcpruntime_server.capabilities.tools.stdio_client import MessageWriter, open_stdio_client
+from mcpruntime_server.capabilities.tools.message_reader import UpstreamMessageReader
+from mcpruntime_server.capabilities.tools.stdio_client import (
+    UpstreamMessageWriter,
+    open_stdio_client,
+)
 from mcpruntime_server.capabilities.tools.unrequested_messages import MessageFilter
 
 TIMEOUT_S = 30.0  # only a test that fails waits so long
 LIMITS = MessageLimits(message_bytes=4_000_000, values=10_000, listed=10, messages_per_s=1_000)
 PIPE_OVERFLOW = 200_000  # characters; more than a pipe holds, and still a small message
 
-Streams = tuple[MessageReader, MessageWriter]
+Streams = tuple[UpstreamMessageReader, UpstreamMessageWriter]
 
 
 @asynccontextmanager
@@ -99,7 +102,7 @@ async def test_the_end_of_the_process_ends_the_messages(tmp_path: Path) -> None:
             await send_forever(writer)  # the process may close its stdin a moment after its stdout
 
 
-async def send_forever(writer: MessageWriter) -> None:
+async def send_forever(writer: UpstreamMessageWriter) -> None:
     while True:
         await writer.send(message("nobody reads this"))
 

@@ -12,7 +12,7 @@ from mcpruntime_server.capabilities.tools.tool_results import (
     error_texts,
     has_result_wrapper,
     parse_text,
-    to_json_data,
+    tool_result_data,
 )
 
 
@@ -29,12 +29,12 @@ def tool(schema: dict[str, Any] | None) -> types.Tool:
 class TestPlain:
     def test_structured_content_is_the_answer(self) -> None:
         result = types.CallToolResult(content=text("x").content, structured_content={"a": 1})
-        assert to_json_data(result, is_wrapped=False) == {"a": 1}
+        assert tool_result_data(result, is_wrapped=False) == {"a": 1}
 
     def test_a_wrapper_is_taken_off_only_where_the_schema_says_so(self) -> None:
         result = types.CallToolResult(content=[], structured_content={"result": [1]})
-        assert to_json_data(result, is_wrapped=True) == [1]
-        assert to_json_data(result, is_wrapped=False) == {"result": [1]}
+        assert tool_result_data(result, is_wrapped=True) == [1]
+        assert tool_result_data(result, is_wrapped=False) == {"result": [1]}
 
     @pytest.mark.parametrize(
         ("result", "value"),
@@ -49,7 +49,7 @@ class TestPlain:
     def test_text_is_text_or_the_data_that_it_encodes(
         self, result: types.CallToolResult, value: Any
     ) -> None:
-        assert to_json_data(result, is_wrapped=False) == value
+        assert tool_result_data(result, is_wrapped=False) == value
 
     @pytest.mark.parametrize(
         "value", ["12", "true", '"quoted"', "{not json", "[1, NaN]", "[" * 100_000, "", "null"]
@@ -68,7 +68,7 @@ class TestPlain:
                 types.ResourceLink(type="resource_link", name="n", uri="a://d"),
             ]
         )
-        assert to_json_data(result, is_wrapped=False) == [
+        assert tool_result_data(result, is_wrapped=False) == [
             {"type": "audio", "mimeType": "audio/wav", "data": "QQ=="},
             {"type": "resource", "uri": "a://b", "mimeType": "image/png", "data": "QQ=="},
             {"type": "resource", "uri": "a://c", "mimeType": None, "text": "words"},

@@ -83,7 +83,7 @@ class ProgramSession(Protocol):
         ...
 
 
-class InputSlices(Protocol):
+class SliceStore(Protocol):
     """The inputs of runs."""
 
     async def add_slice(
@@ -125,7 +125,7 @@ class SubAgents:
     """Runs the agents that code starts."""
 
     def __init__(
-        self, open_model: OpenModel, open_session: OpenProgramSession, input_slices: InputSlices
+        self, open_model: OpenModel, open_session: OpenProgramSession, input_slices: SliceStore
     ) -> None:
         self._open_model = open_model
         self._open_session = open_session

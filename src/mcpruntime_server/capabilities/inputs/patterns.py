@@ -44,7 +44,7 @@ def match_paths(paths: Iterable[str], pattern: str) -> list[str]:
     return sorted(
         path
         for path in paths
-        if (shows_hidden or not _is_hidden(path)) and _matches(path.split("/"), matchers)
+        if (shows_hidden or not _is_hidden(path)) and _matches_path(path.split("/"), matchers)
     )
 
 
@@ -52,7 +52,7 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def _matches(names: list[str], matchers: list[re.Pattern[str] | None]) -> bool:
+def _matches_path(names: list[str], matchers: list[re.Pattern[str] | None]) -> bool:
     """Return whether the parts of a path match; the work is bounded by the product of both."""
     reached = {0}
     for name in names:

@@ -103,7 +103,7 @@ def shorten_label(text: str, limit: int = MAX_LABEL_CHARS) -> str:
     return " ".join(text[: limit * 2].split())[:limit]
 
 
-def iter_lines(text: str) -> Iterator[tuple[int, str]]:
+def iter_line_offsets(text: str) -> Iterator[tuple[int, str]]:
     """Yield the offset of each line, and the line without its end."""
     offset = 0
     while offset < len(text):
@@ -153,7 +153,7 @@ def _scan_blocks(text: str) -> Iterator[tuple[int, int, str]]:
     previous_offset = 0
     is_yielded = False  # whether the current paragraph has been yielded
     is_front_matter = text.startswith("---\n")
-    for offset, line in iter_lines(text):
+    for offset, line in iter_line_offsets(text):
         opening = FENCE.match(line)
         heading = None if fence or is_front_matter else ATX_HEADING.match(line)
         if is_front_matter:
@@ -194,7 +194,7 @@ def _can_be_heading(line: str, above: str) -> bool:
 def scan_paragraphs(text: str) -> Iterator[Boundary]:
     """Yield paragraphs."""
     is_after_blank = True
-    for offset, line in iter_lines(text):
+    for offset, line in iter_line_offsets(text):
         if line.strip() and is_after_blank:
             yield Boundary(offset, 1)
         is_after_blank = not line.strip()
@@ -204,7 +204,7 @@ def scan_csv_rows(text: str) -> Iterator[Boundary]:
     """Yield the rows of a table; the header is row 1, and a quoted cell may span lines."""
     number = 0
     is_quote_open = False
-    for offset, line in iter_lines(text):
+    for offset, line in iter_line_offsets(text):
         if not is_quote_open:
             number += 1
             yield Boundary(offset, 1, (str(number),))
@@ -213,7 +213,7 @@ def scan_csv_rows(text: str) -> Iterator[Boundary]:
 
 def scan_lines(text: str) -> Iterator[Boundary]:
     """Yield lines."""
-    for offset, _ in iter_lines(text):
+    for offset, _ in iter_line_offsets(text):
         yield Boundary(offset, 1)
 
 
@@ -252,7 +252,7 @@ def scan_json(text: str) -> Iterator[Boundary]:
 def scan_yaml(text: str) -> Iterator[Boundary]:
     """Yield keys; the indentation tells which key contains which."""
     path: list[tuple[int, str]] = []
-    for offset, line in iter_lines(text):
+    for offset, line in iter_line_offsets(text):
         match = YAML_KEY.match(line)
         if match is None:
             if line.startswith("---"):
@@ -269,7 +269,7 @@ def scan_yaml(text: str) -> Iterator[Boundary]:
 def scan_toml(text: str) -> Iterator[Boundary]:
     """Yield tables and the settings in them."""
     table: tuple[str, ...] = ()
-    for offset, line in iter_lines(text):
+    for offset, line in iter_line_offsets(text):
         if match := TOML_TABLE.match(line):
             table = (shorten_label(match[1]),)
             yield Boundary(offset, 1, table)
@@ -281,7 +281,7 @@ def scan_sql(text: str) -> Iterator[Boundary]:
     """Yield statements; one that creates something is a passage of its own."""
     is_finished = True
     creation = None
-    for offset, line in iter_lines(text):
+    for offset, line in iter_line_offsets(text):
         if is_finished and line.strip():
             is_after_creation = creation is not None
             creation = SQL_CREATE.match(text[offset : offset + MAX_CREATE_CHARS])

@@ -33,7 +33,7 @@ from .provider import (
 PROVIDER_CLASS = "Provider"  # what the file defines: a class, or a function that returns a provider
 MAX_ERROR_CHARS = 300
 
-CallOutcome = tuple[Any, BaseException | None]
+ProviderOutcome = tuple[Any, BaseException | None]
 
 
 class PythonProvider:
@@ -46,7 +46,9 @@ class PythonProvider:
         self._provider: Any = None
         self._hanging_thread: threading.Thread | None = None
         self._call_lock = threading.Lock()  # one call at a time
-        self._outcomes: queue.SimpleQueue[CallOutcome] = queue.SimpleQueue()  # of the current call
+        self._outcomes: queue.SimpleQueue[ProviderOutcome] = (
+            queue.SimpleQueue()
+        )  # of the current call
         self._is_closed = False
 
     def names(self) -> Mapping[str, str]:
@@ -106,7 +108,7 @@ class PythonProvider:
                 f"has not returned from a call that started over {self._timeout_s:g} s ago"
             )
         self._hanging_thread = None
-        outcomes: queue.SimpleQueue[CallOutcome] = queue.SimpleQueue()
+        outcomes: queue.SimpleQueue[ProviderOutcome] = queue.SimpleQueue()
         self._outcomes = outcomes
         if self._is_closed:
             raise self._unavailable_error("is closed")
@@ -131,7 +133,7 @@ class PythonProvider:
         return value
 
     def _run_call(
-        self, call: Callable[[Any], Any], outcomes: queue.SimpleQueue[CallOutcome]
+        self, call: Callable[[Any], Any], outcomes: queue.SimpleQueue[ProviderOutcome]
     ) -> None:
         try:
             if self._provider is None:

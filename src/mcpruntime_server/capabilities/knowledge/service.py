@@ -140,7 +140,7 @@ class KnowledgeService:
         source_keys = [each.source_key for each in searched]
         count = max(1, min(limit, MAX_RESULTS))
         matches = await self._run_in_thread(self._index.search, query, source_keys, count)
-        problems = [problem for each in searched if (problem := describe_problem(each))]
+        problems = [problem for each in searched if (problem := describe_provider_problem(each))]
         if not self._providers:
             problems.append(NO_PROVIDERS)
         elif not split_words(query):
@@ -283,7 +283,7 @@ class KnowledgeService:
         if is_valid_name(name):
             status = await self._run_in_thread(self._index.get_status, state.source_key, name)
         if status is None:
-            problem = describe_problem(state)
+            problem = describe_provider_problem(state)
             reason = f"{provider} has no such text"
             _raise_not_found(uri, f"{reason} ({problem})" if problem else reason)
         if status.problem:
@@ -349,7 +349,7 @@ class KnowledgeService:
             "documents": counts.documents,
             "passages": counts.passages,
             "skipped": skipped,
-            "problem": describe_problem(state),
+            "problem": describe_provider_problem(state),
         }
 
     async def _build_outline(self, state: ProviderState, samples: int) -> list[OutlineEntry]:
@@ -443,7 +443,7 @@ def build_uri(provider: str, name: str) -> str:
     return f"{URI_SCHEME}{provider}/{quote(name, safe=URI_SAFE_CHARS)}"
 
 
-def describe_problem(state: ProviderState) -> str:
+def describe_provider_problem(state: ProviderState) -> str:
     """Return a sentence that says what is missing from answers about a provider.
 
     "" if nothing is.

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import CallFailed
 from ...journal.call_scope import current_call_scope
-from ...journal.events import ModelRequest
+from ...journal.events import ClientModelRequest
 from ..model_requests import Completion, Messages, ModelUsage
 from .model_backend import TokenPrices
 
@@ -36,7 +36,7 @@ class ClientModel:
     ) -> Completion:
         """Return the answer of the client's model; raises `CallFailed` if there is none."""
         prompt = "\n\n".join(format_message(each) for each in messages if each["role"] != "system")
-        request: ModelRequest = {"prompt": prompt, "schema": schema}
+        request: ClientModelRequest = {"prompt": prompt, "schema": schema}
         size = len(json.dumps(request, ensure_ascii=False))
         if size > self._max_chars:  # a client that truncates it would give a wrong answer
             raise CallFailed(

@@ -35,7 +35,7 @@ from .worker_protocol import (
     ErrorData,
     ErrorReply,
     ModelSelection,
-    Reply,
+    WorkerReply,
     WorkerUsage,
 )
 
@@ -54,7 +54,7 @@ class PendingReply:
     """A command that waits for its reply; `done` without a reply means that the process ended."""
 
     done: anyio.Event = field(default_factory=anyio.Event)
-    reply: Reply | None = None
+    reply: WorkerReply | None = None
 
 
 class ModelProcess:
@@ -202,7 +202,7 @@ class ModelProcess:
             self._silent_since = None
             for pending in self._pending.values():
                 pending.done.set()
-            await stop_process(process)
+            await stop_model_process(process)
 
     async def _read_replies(self, process: Process) -> None:
         assert process.stdout is not None
@@ -211,7 +211,7 @@ class ModelProcess:
             self._silent_since = None
             *lines, rest = chunk.split(b"\n")
             for line in lines:
-                reply: Reply = json.loads(b"".join((*unfinished, line)))
+                reply: WorkerReply = json.loads(b"".join((*unfinished, line)))
                 unfinished.clear()
                 if pending := self._pending.get(reply["id"]):
                     pending.reply = reply
@@ -219,7 +219,7 @@ class ModelProcess:
             unfinished.append(rest)
 
 
-async def stop_process(process: Process) -> None:
+async def stop_model_process(process: Process) -> None:
     """End the process: close its input, wait, kill, reap."""
     assert process.stdin is not None
     with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):

@@ -67,7 +67,7 @@ class FailedSlot(TypedDict):
     error: SlotError
 
 
-Slot = AnsweredSlot | FailedSlot
+BatchSlot = AnsweredSlot | FailedSlot
 
 
 class AgentModel:
@@ -244,11 +244,11 @@ class ModelService:
 
     # batches ----------------------------------------------------------------------------------
 
-    async def _answer_batch(self, items: Any, account: BudgetAccount) -> list[Slot]:
+    async def _answer_batch(self, items: Any, account: BudgetAccount) -> list[BatchSlot]:
         """Answer many requests, each in a slot of its own, in their order."""
         if not isinstance(items, list) or len(items) > MAX_BATCH:
             raise invalid_request(f"A batch is a list of at most {MAX_BATCH:,} requests.")
-        slots: dict[int, Slot] = {}
+        slots: dict[int, BatchSlot] = {}
         remaining = iter(enumerate(items))
         answer_chars = 0
 

@@ -44,7 +44,7 @@ from .worker_protocol import (
     ErrorData,
     ErrorReply,
     ModelSelection,
-    Reply,
+    WorkerReply,
     WorkerUsage,
 )
 
@@ -95,7 +95,7 @@ class ModelWorker:
         self._tasks.pop(command_id, None)
 
     async def _handle_command(self, command: CompleteCommand | DescribeCommand) -> None:
-        reply: Reply
+        reply: WorkerReply
         try:
             if command["command"] == "describe":
                 reply = self._describe(command)
@@ -163,7 +163,7 @@ class ModelWorker:
             getattr(response, "_hidden_params", {}).get("response_cost"),
         )
 
-    def _withhold_secrets(self, reply: Reply) -> Reply:
+    def _withhold_secrets(self, reply: WorkerReply) -> WorkerReply:
         """Return a reply; an answer that contains a credential becomes an error.
 
         Code and the journal see the answer.

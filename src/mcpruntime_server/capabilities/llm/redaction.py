@@ -39,9 +39,9 @@ class Redactor:
         self._secrets = tuple(secrets)
         self._secret_parts: set[str] = set()
         for secret in self._secrets:
-            self._secret_parts.update(substrings(secret, PLAIN_PART_CHARS))
+            self._secret_parts.update(list_substrings(secret, PLAIN_PART_CHARS))
             for form in encoded_forms(secret):
-                self._secret_parts.update(substrings(form, ENCODED_PART_CHARS))
+                self._secret_parts.update(list_substrings(form, ENCODED_PART_CHARS))
 
     def redact(self, text: str, allowed: str = "") -> str:
         """Return `text` redacted and truncated, or a notice that it is withheld.
@@ -77,7 +77,7 @@ def redact_key(word: str, allowed: str) -> str:
     return REDACTED if word != allowed and is_key_like(word) else word
 
 
-def substrings(text: str, size: int) -> Iterator[str]:
+def list_substrings(text: str, size: int) -> Iterator[str]:
     """Yield all substrings of that size in lower case."""
     folded = text.casefold()
     yield from (folded[start : start + size] for start in range(len(folded) - size + 1))

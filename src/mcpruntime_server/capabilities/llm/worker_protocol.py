@@ -100,4 +100,4 @@ class ErrorReply(TypedDict):
     usage: NotRequired[WorkerUsage]
 
 
-Reply = CompletionReply | DescriptionReply | ErrorReply
+WorkerReply = CompletionReply | DescriptionReply | ErrorReply

@@ -23,9 +23,9 @@ from ..json_schemas import compile_schema, find_violation
 from ..redaction import Credentials
 from ..schema_worker import limit_process, limit_processor_time
 from .answer_protocol import PREFIX, AnswerReply, PageRequest, ResultRequest, encode_frame
-from .message_limits import LARGE_BYTES, LimitExceeded, check_content, parse_message
+from .message_limits import LARGE_BYTES, LimitExceeded, check_content, parse_upstream_message
 from .observed_shapes import infer_shape
-from .tool_results import error_message, error_texts, to_json_data
+from .tool_results import error_message, error_texts, tool_result_data
 
 if TYPE_CHECKING:
     from jsonschema_rs import Validator
@@ -34,7 +34,7 @@ IDLE_S = 60.0
 MAX_ERROR_CHARS = 2_000
 MAX_ERROR_DATA_CHARS = 64_000  # of the JSON of an error's data; more is left out
 MISSING_CONTENT = "there is no structured content, although it has an output schema"
-Reply = tuple[AnswerReply, bytes]
+EncodedReply = tuple[AnswerReply, bytes]
 
 
 class AnswerWorker:
@@ -44,12 +44,12 @@ class AnswerWorker:
         self._schemas: dict[int, Validator | str] = {}  # or why it is not valid
         self._credentials = Credentials(())
 
-    def read(self, request: Mapping[str, Any], answer: bytes) -> Reply:
+    def read(self, request: Mapping[str, Any], answer: bytes) -> EncodedReply:
         """Return the reply to a request about an answer."""
         if "credentials" in request:
             self._credentials = Credentials(request["credentials"])
         try:
-            return self._read_message(request, parse_message(answer))
+            return self._read_message(request, parse_upstream_message(answer))
         except LimitExceeded as exc:
             return {"limit": exc.limit, "setting": exc.setting}, b""
         except ValidationError as exc:
@@ -57,7 +57,7 @@ class AnswerWorker:
         except ValueError as exc:
             return {"invalid": self._shorten(str(exc))}, b""
 
-    def _read_message(self, request: Mapping[str, Any], message: Any) -> Reply:
+    def _read_message(self, request: Mapping[str, Any], message: Any) -> EncodedReply:
         is_answer = isinstance(message, dict) and "method" not in message
         if not is_answer or type(message.get("id")) is not int or message["id"] != request["id"]:
             return {"is_other": True}, b""
@@ -72,7 +72,7 @@ class AnswerWorker:
             return read_page(request, message["result"])  # type: ignore[arg-type]
         return self._read_result(request, message["result"])  # type: ignore[arg-type]
 
-    def _read_result(self, request: ResultRequest, found: dict[str, Any]) -> Reply:
+    def _read_result(self, request: ResultRequest, found: dict[str, Any]) -> EncodedReply:
         if found.get("resultType") == "input_required":
             return {"asks_input": True}, b""
         check_content(found)
@@ -83,7 +83,7 @@ class AnswerWorker:
             return {"is_error": True, "message": self._shorten(text), "data": data}, b""
         if request["schema"] is not None:
             self._check_schema(request, request["schema"], result)
-        value = to_json_data(result, request["is_wrapped"])
+        value = tool_result_data(result, request["is_wrapped"])
         if self._credentials:
             value = self._credentials.redact(value)
         if is_nested_deeper(value, MAX_DATA_DEPTH - 1):
@@ -117,7 +117,7 @@ class AnswerWorker:
         return self._credentials.redact_text(text)[:MAX_ERROR_CHARS]
 
 
-def read_page(request: PageRequest, result: dict[str, Any]) -> Reply:
+def read_page(request: PageRequest, result: dict[str, Any]) -> EncodedReply:
     """Return the items on a page, one in each line, as many as are of use."""
     cursor = result.get("nextCursor")
     items = result.get(request["key"])

@@ -28,9 +28,9 @@ from .message_limits import (
     LIMIT_ERROR_CODE,
     LimitExceeded,
     check_result,
-    parse_message,
+    parse_upstream_message,
 )
-from .stashed_answers import StashedAnswers, encode_message
+from .stashed_answers import StashedAnswers, encode_answer
 from .unrequested_messages import DROPPED_COST, MessageFilter
 
 EVENT_STREAM = "text/event-stream"
@@ -74,7 +74,7 @@ class BoundedClient(httpx2.AsyncClient):
             await response.aclose()
             self._messages.last_problem = problem
             error = {"code": LIMIT_ERROR_CODE, "message": str(problem)}
-            answer = encode_message(find_sdk_request(request), error=error)
+            answer = encode_answer(find_sdk_request(request), error=error)
             headers = {"content-type": "application/json"}
             return httpx2.Response(200, content=answer, headers=headers, request=request)
         kept = httpx2.Response(
@@ -110,7 +110,7 @@ class BoundedClient(httpx2.AsyncClient):
         if len(body) > LARGE_BYTES:
             return await self._replace_large(request, body) or body
         try:
-            message = parse_message(body)
+            message = parse_upstream_message(body)
         except LimitExceeded:
             raise
         except ValueError:
@@ -133,7 +133,7 @@ class BoundedClient(httpx2.AsyncClient):
         except ValueError as problem:
             self._messages.last_problem = problem
             error = {"code": LIMIT_ERROR_CODE, "message": str(problem)}
-            return encode_message(find_sdk_request(request), error=error)
+            return encode_answer(find_sdk_request(request), error=error)
 
 
 def find_sdk_request(request: httpx2.Request) -> Any:

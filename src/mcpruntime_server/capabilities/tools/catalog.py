@@ -46,7 +46,7 @@ from .shim_generator import (
     ShimModule,
     ToolShim,
     describe_module,
-    render_module,
+    render_shim,
     source_digest,
 )
 from .shim_store import ShimStore
@@ -445,7 +445,7 @@ class Catalog:
             try:
                 view = await self._load_live_view(server)
             except CallFailed as failure:
-                error = describe_problem(server.upstream, failure.message)
+                error = describe_listing_problem(server.upstream, failure.message)
                 remedy = failure.remedy
             tools = view.tools if view else {}
             reports[server.name] = UpstreamReport(
@@ -543,7 +543,7 @@ class Catalog:
             failure = upstream.failure
             if upstream.live_since is None and failure is not None:
                 upstream.request_connection()  # it may work by the next time
-                problems[server.name] = describe_problem(upstream, failure)
+                problems[server.name] = describe_listing_problem(upstream, failure)
                 if upstream.known_tools is None:
                     return
             if upstream.known_tools is None:
@@ -582,7 +582,7 @@ class Catalog:
             try:
                 await server.upstream.list_tools()
             except CallFailed as error:
-                return describe_problem(server.upstream, error)
+                return describe_listing_problem(server.upstream, error)
             return ""
         return f"{server.name} is still starting. Try again in a moment."
 
@@ -665,7 +665,7 @@ class Catalog:
             return server.shim[1]
 
     def _build_shim(self, server: CatalogServer, view: ServerView) -> Shim:
-        name, source = view.module.name, render_module(view.module)
+        name, source = view.module.name, render_shim(view.module)
         self._shims.save_shim(server.file_name, source)
         return {"server": name, "source": source, "digest": source_digest(source)}
 
@@ -804,7 +804,7 @@ def declared_effect(tool: types.Tool) -> Effect:
     return "idempotent" if hints and hints.idempotent_hint else "write"
 
 
-def describe_problem(upstream: Upstream, problem: object) -> str:
+def describe_listing_problem(upstream: Upstream, problem: object) -> str:
     """Return `problem`, and that a listing shows the tools of `upstream` although calls fail."""
     if upstream.preloaded_at is None:
         return str(problem)

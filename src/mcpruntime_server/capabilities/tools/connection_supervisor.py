@@ -31,7 +31,7 @@ from .output_checks import accept_result
 from .paged_lists import LIST_KINDS, page_bounds
 from .stashed_answers import StashedAnswers
 from .stderr_log import StderrTail
-from .tool_list import ToolList
+from .tool_list import UpstreamToolList
 from .tool_list_watch import ToolListWatch
 from .transport import TransportState, open_transport
 from .unrequested_messages import MessageFilter
@@ -100,7 +100,7 @@ class ConnectionSupervisor:
         base_dir: Path,
         stderr: StderrTail,
         credentials: Credentials,
-        tool_list: ToolList,
+        tool_list: UpstreamToolList,
         tool_list_watch: ToolListWatch,
         hold_slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:

@@ -175,9 +175,9 @@ class LargeAnswers:
             try:
                 with anyio.fail_after(READ_TIMEOUT_S):
                     process = await self._ensure_started()
-                    await _send(process, encode_frame(build_request(), len(answer)))
-                    await _send(process, answer)
-                    return await _receive(process, MAX_GROWTH * len(answer))
+                    await _send_command(process, encode_frame(build_request(), len(answer)))
+                    await _send_command(process, answer)
+                    return await _receive_reply(process, MAX_GROWTH * len(answer))
             except TimeoutError:
                 await self.close()
                 raise ValueError(f"reading it takes more than {READ_TIMEOUT_S:g} s") from None
@@ -231,14 +231,14 @@ def parse_page(result: Mapping[str, Any], key: str, bounds: PageBounds) -> ListP
     return ListPage(items[: bounds.max_items], cursor)
 
 
-async def _send(process: Process, data: bytes | bytearray) -> None:
+async def _send_command(process: Process, data: bytes | bytearray) -> None:
     assert process.stdin is not None
     with memoryview(data) as whole:
         for start in range(0, len(whole), WRITE_BYTES):
             await process.stdin.send(bytes(whole[start : start + WRITE_BYTES]))
 
 
-async def _receive(process: Process, max_bytes: int) -> tuple[AnswerReply, bytes]:
+async def _receive_reply(process: Process, max_bytes: int) -> tuple[AnswerReply, bytes]:
     """Return a reply with a body of at most `max_bytes`."""
     assert process.stdout is not None
     data = bytearray()

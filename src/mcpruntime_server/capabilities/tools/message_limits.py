@@ -70,7 +70,7 @@ class MessageLimits:
         return LimitExceeded(f"more than {self.values:,} JSON values", "answer_items")
 
 
-def parse_message(line: bytes | bytearray) -> Any:
+def parse_upstream_message(line: bytes | bytearray) -> Any:
     """Return the JSON data in `line`; raises `LimitExceeded`, or `ValueError` if it is not JSON.
 
     Text that is not valid is mended: half a character becomes a replacement character.
@@ -93,7 +93,7 @@ def parse_for_sdk(line: bytes | bytearray) -> Any:
     """
     if ValueCounter().feed(line) > MAX_SDK_VALUES:
         raise LimitExceeded(f"more than {MAX_SDK_VALUES:,} JSON values in {LARGE_BYTES:,} bytes")
-    return parse_message(line)
+    return parse_upstream_message(line)
 
 
 def mend_text(value: Any, depth: int) -> Any:

@@ -32,7 +32,7 @@ from .message_limits import (
     LimitExceeded,
     check_result,
     parse_for_sdk,
-    parse_message,
+    parse_upstream_message,
 )
 from .unrequested_messages import MessageFilter
 
@@ -42,7 +42,7 @@ MAX_TURN_S = 0.004
 ID_BYTES = 512  # at either end of a line, in which its id is looked for
 
 
-class MessageReader:
+class UpstreamMessageReader:
     """The messages for the SDK; sets `ended` when no more can come.
 
     Answers to `requests` are taken out as they arrive, in a callback of the event loop, which saves
@@ -191,7 +191,7 @@ class MessageReader:
 
     def _take_line(self, line: bytes | bytearray) -> None:
         try:
-            message = parse_message(line)
+            message = parse_upstream_message(line)
         except ValueError as problem:
             self._refuse_line(line, problem)
         else:

@@ -197,7 +197,7 @@ def describe_tool(
     """Return the content of the shim of `tool`."""
     document = SchemaDocument(tool.input_schema)
     parts = document.object_schema(document.root)
-    parameters = describe_parameters(document, parts, to_class_name(name), annotations, choices)
+    parameters = build_parameters(document, parts, to_class_name(name), annotations, choices)
     extra = ""
     if parts.accepts_extra:
         extra = to_identifier("extra", "extra", {parameter.name for parameter in parameters})
@@ -208,7 +208,14 @@ def describe_tool(
         returns = annotations.annotate(result, schema, f"{to_class_name(name)}Result")
     text = inspect.cleandoc(cut_end(tool.description or tool.title or "", MAX_DESCRIPTION_CHARS))
     doc = "\n\n".join(
-        filter(None, (text, format_parameters(parameters), format_result(tool, schema, observed)))
+        filter(
+            None,
+            (
+                text,
+                format_parameter_section(parameters),
+                format_result_section(tool, schema, observed),
+            ),
+        )
     )
     summary = first_sentence(text)
     flat = document.flatten(document.root)
@@ -233,7 +240,7 @@ def unwrapped_schema(tool: types.Tool, document: SchemaDocument) -> Any:
     return document.root["properties"]["result"] if has_result_wrapper(tool) else document.root
 
 
-def describe_parameters(
+def build_parameters(
     document: SchemaDocument,
     parts: ObjectSchema,
     hint: str,
@@ -310,7 +317,7 @@ def parameter_note(document: SchemaDocument, schema: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def format_parameters(parameters: Sequence[ShimParameter]) -> str:
+def format_parameter_section(parameters: Sequence[ShimParameter]) -> str:
     """Return the section of a docstring that describes the parameters."""
     if not parameters:
         return ""
@@ -321,7 +328,7 @@ def format_parameters(parameters: Sequence[ShimParameter]) -> str:
     return "\n".join(["Parameters (* = required):", *lines])
 
 
-def format_result(tool: types.Tool, schema: Any, observed: Any) -> str:
+def format_result_section(tool: types.Tool, schema: Any, observed: Any) -> str:
     """Return the section of a docstring that describes the result."""
     if tool.output_schema:
         return f"Returns: {describe_shape(SchemaDocument(tool.output_schema), schema)}"
@@ -361,7 +368,7 @@ def checked_name(value: str) -> str:
 
 
 @functools.cache
-def load_template() -> Any:
+def load_module_template() -> Any:
     """Return the macros of the parts of a module; only the first shim imports Jinja."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -376,13 +383,13 @@ def load_template() -> Any:
     return environment.get_template("module.py.jinja").module
 
 
-def render_module(module: ShimModule) -> str:
+def render_shim(module: ShimModule) -> str:
     """Return the source of `module`; raises `ValueError` if it has unexpected statements.
 
     Each part is checked by itself: the parser holds the interpreter's lock, and takes a second for
     the module of an upstream with many tools.
     """
-    template = load_template()
+    template = load_module_template()
     header = str(template.header(module))
     nodes = parse_part(module.name, header)
     if [type(node) for node in nodes] != list(MODULE_HEADER) or get_doc(nodes) != module.doc:

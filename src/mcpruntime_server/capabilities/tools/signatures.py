@@ -114,7 +114,7 @@ def select_records(module: ShimModule, annotations: Iterable[str], room: int) ->
     A record of which nothing fits into `room` is left out.
     """
     known = {record.name: record for record in module.typed_dicts}
-    waiting = [name for text in annotations for name in find_names(text, known)]
+    waiting = [name for text in annotations for name in find_record_names(text, known)]
     found: dict[str, str] = {}
     for name in waiting:  # grows while it is read
         if name in found:
@@ -126,7 +126,7 @@ def select_records(module: ShimModule, annotations: Iterable[str], room: int) ->
         left_out = len(known[name].fields) - len(fields)
         found[name] += f", ... {left_out} more}}" if left_out else "}"
         room -= len(found[name])
-        waiting += [each for _, text in fields for each in find_names(text, known)]
+        waiting += [each for _, text in fields for each in find_record_names(text, known)]
     return found
 
 
@@ -136,7 +136,7 @@ def select_fields(record: TypedDictSpec, room: int) -> Sequence[tuple[str, str]]
     return fields[: count_fitting([format_field(*field) for field in fields], room)]
 
 
-def find_names(annotation: str, known: Mapping[str, TypedDictSpec]) -> list[str]:
+def find_record_names(annotation: str, known: Mapping[str, TypedDictSpec]) -> list[str]:
     """Return the names of `known` records in `annotation`, in their order."""
     if known.keys().isdisjoint(WORD.findall(annotation)):
         return []

@@ -61,8 +61,8 @@ class StashedAnswers:
                 return bytes(answer)
         except MCPError as exc:
             error = exc.error.model_dump(by_alias=True, exclude_none=True)
-            return encode_message(request_id, error=error)
-        return encode_message(request_id, result=result)
+            return encode_answer(request_id, error=error)
+        return encode_answer(request_id, result=result)
 
     def _keep(self, found: LargeResult | ListPage) -> dict[str, Any]:
         name, now = secrets.token_hex(16), time.monotonic()
@@ -77,6 +77,6 @@ class StashedAnswers:
         return self._stash.pop(name, (0.0, None))[1] if isinstance(name, str) else None
 
 
-def encode_message(request_id: Any, **content: Any) -> bytes:
+def encode_answer(request_id: Any, **content: Any) -> bytes:
     """Return an answer to a request."""
     return json.dumps({"jsonrpc": "2.0", "id": request_id, **content}).encode()

@@ -29,7 +29,7 @@ from mcp.types import JSONRPCRequest
 
 from ...config.file_modes import user_umask
 from .direct_requests import DirectRequests
-from .message_reader import READ_CHUNK_BYTES, MessageReader
+from .message_reader import READ_CHUNK_BYTES, UpstreamMessageReader
 from .process_guardian import ProcessGuardian, make_mark
 from .unrequested_messages import MessageFilter
 
@@ -40,7 +40,7 @@ DRAIN_CHUNKS = (
 )
 
 
-class MessageWriter:
+class UpstreamMessageWriter:
     """Writes messages to the stdin of a process."""
 
     def __init__(self, stdin: int, messages: MessageFilter) -> None:
@@ -112,7 +112,7 @@ async def open_stdio_client(
     ended: anyio.Event,
     requests: DirectRequests,
     messages: MessageFilter,
-) -> AsyncIterator[tuple[MessageReader, MessageWriter]]:
+) -> AsyncIterator[tuple[UpstreamMessageReader, UpstreamMessageWriter]]:
     """Start `command` in `folder` and yield its streams; leaving stops the process.
 
     `env` is added to the SDK's minimal environment. The stderr of the process goes to `errors`.
@@ -125,8 +125,8 @@ async def open_stdio_client(
     guardian = ProcessGuardian(process.pid, mark)
     assert process.stdin is not None
     assert process.stdout is not None
-    writer = MessageWriter(process.stdin.fileno(), messages)
-    reader = MessageReader(process.stdout.fileno(), ended, requests, messages)
+    writer = UpstreamMessageWriter(process.stdin.fileno(), messages)
+    reader = UpstreamMessageReader(process.stdout.fileno(), ended, requests, messages)
     try:
         requests.open(writer.send_line)
         reader.start()
@@ -135,7 +135,7 @@ async def open_stdio_client(
         requests.close("it was stopped")
         reader.stop()
         with anyio.CancelScope(shield=True):
-            await stop_process(process)
+            await stop_upstream_process(process)
             await guardian.dismiss()
 
 
@@ -159,7 +159,7 @@ def _start_process(
     return process
 
 
-async def stop_process(process: subprocess.Popen[bytes]) -> None:
+async def stop_upstream_process(process: subprocess.Popen[bytes]) -> None:
     """Close the stdin of `process`, wait for its exit, then terminate and kill its group."""
     assert process.stdin is not None
     assert process.stdout is not None

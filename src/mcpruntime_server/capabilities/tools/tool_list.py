@@ -34,7 +34,7 @@ class PreparedTools:
     is_new: bool
 
 
-class ToolList:
+class UpstreamToolList:
     """The tools of one upstream, as it listed them last."""
 
     def __init__(self, settings: UpstreamSettings, credentials: Credentials) -> None:

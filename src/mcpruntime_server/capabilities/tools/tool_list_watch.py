@@ -9,7 +9,7 @@ import anyio
 from mcp import MCPError
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
-from .tool_list import ToolList
+from .tool_list import UpstreamToolList
 from .upstream_connection import UpstreamConnection
 
 MIN_LISTING_INTERVAL_S = 1.0  # between two listings that the upstream has caused
@@ -21,7 +21,7 @@ MAX_RENEWAL_DELAY_S = 30.0
 class ToolListWatch:
     """Keeps the tool list of one upstream up to date, at a bounded cost."""
 
-    def __init__(self, tool_list: ToolList) -> None:
+    def __init__(self, tool_list: UpstreamToolList) -> None:
         self._tool_list = tool_list
         self._cost_s = 0.0  # of what has been made of the last list
 

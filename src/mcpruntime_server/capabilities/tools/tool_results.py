@@ -30,7 +30,7 @@ def has_result_wrapper(tool: types.Tool) -> bool:
     return schema.get("required") == ["result"] and title.endswith("Output")
 
 
-def to_json_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
+def tool_result_data(result: types.CallToolResult, is_wrapped: bool) -> Any:
     """Return `result` as JSON data; `is_wrapped` is the tool's `has_result_wrapper`."""
     structured = result.structured_content
     if structured is not None:

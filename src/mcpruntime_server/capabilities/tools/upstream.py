@@ -29,9 +29,9 @@ from .credentials import collect_credentials
 from .large_answers import LargeResult
 from .paged_lists import FetchedList, ItemT, ListKind, PagedList
 from .stderr_log import StderrTail, log_path
-from .tool_list import ToolList
+from .tool_list import UpstreamToolList
 from .tool_list_watch import ToolListWatch
-from .tool_results import error_message, error_texts, to_json_data
+from .tool_results import error_message, error_texts, tool_result_data
 from .upstream_calls import UpstreamCalls
 from .upstream_connection import UpstreamConnection
 
@@ -73,7 +73,7 @@ class Upstream:
         principal = own.principal if own else None
         self.cache_key = catalogue_key(name, settings, base_dir, principal)
         self._credentials = own.credentials if own else collect_credentials(settings)
-        self._tool_list = ToolList(settings, self._credentials)
+        self._tool_list = UpstreamToolList(settings, self._credentials)
         self._tool_list_watch = ToolListWatch(self._tool_list)
         stderr = StderrTail(self.log_file)
         self._supervisor = ConnectionSupervisor(
@@ -218,7 +218,7 @@ class Upstream:
             message = error_message(self._credentials.redact(error_texts(result)))
             data = self._credentials.redact(result.structured_content)
             raise CallFailed("tool_error", message[:MAX_MESSAGE_CHARS], data=data)
-        value = to_json_data(result, self._tool_list.has_wrapper(tool))
+        value = tool_result_data(result, self._tool_list.has_wrapper(tool))
         return self._credentials.redact(value) if self._credentials else value
 
     async def send_request(self, operation: str, request: Callable[[Client], Awaitable[T]]) -> T:

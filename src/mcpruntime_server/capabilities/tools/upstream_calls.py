@@ -23,7 +23,7 @@ from .direct_requests import CLOSED_MESSAGE
 from .large_answers import LargeResult
 from .message_limits import LimitExceeded
 from .stderr_log import StderrTail
-from .tool_list import ToolList
+from .tool_list import UpstreamToolList
 from .upstream_connection import UpstreamConnection
 
 DRAIN_TIMEOUT_S = 2.0  # for the last stderr of a process that has died
@@ -41,7 +41,7 @@ class UpstreamCalls:
         settings: UpstreamSettings,
         credentials: Credentials,
         supervisor: ConnectionSupervisor,
-        tool_list: ToolList,
+        tool_list: UpstreamToolList,
         stderr: StderrTail,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:

@@ -12,8 +12,8 @@ from rich.padding import Padding
 
 from ..console import (
     MIN_RULE_COLUMNS,
-    Part,
     PlainTable,
+    StyledPart,
     assemble_line,
     create_console,
     highlight_python,
@@ -33,7 +33,7 @@ class DemoConsole:
         self._columns = min(MAX_COLUMNS, self._console.width)
         self._clock_start = time.monotonic()
 
-    def write_line(self, *parts: Part, style: str = "") -> None:
+    def write_line(self, *parts: StyledPart, style: str = "") -> None:
         """Write one line made of strings, each of them plain or with a style of its own."""
         self._console.print(assemble_line(" " * MARGIN_COLUMNS, *parts, style=style))
         self._out.flush()

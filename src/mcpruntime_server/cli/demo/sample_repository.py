@@ -108,10 +108,10 @@ def generate_history() -> Iterator[str]:
         when = f"{int(moment.timestamp())} {author.hours_east * 100:+05d}"
         who = f"{author.name} <{author.email}> {when}"
         yield f"commit refs/heads/main\nmark :{number}\nauthor {who}\ncommitter {who}\n"
-        yield format_data(message)
+        yield format_import_data(message)
         for path in changed_files(rng, kind, area):
             content = edit_file(rng, files.setdefault(path, []), subject, number)
-            yield f"M 100644 inline {path}\n{format_data(content)}"
+            yield f"M 100644 inline {path}\n{format_import_data(content)}"
         if number % COMMITS_PER_RELEASE == 0:
             tag = f"v{number // COMMITS_PER_RELEASE // 4}.{number // COMMITS_PER_RELEASE % 4}"
             yield f"reset refs/tags/{tag}\nfrom :{number}\n\n"
@@ -160,6 +160,6 @@ def choose_weighted(rng: Random, weights: dict[str, int]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def format_data(text: str) -> str:
+def format_import_data(text: str) -> str:
     """Return `text` in the format of fast-import: its length in bytes first."""
     return f"data {len(text.encode())}\n{text}\n"

@@ -56,7 +56,7 @@ async def create_agent(
     from ...capabilities.llm.model_process import open_model_process
     from ...capabilities.llm.model_service import select_backend
     from .reference_agent import ReferenceAgent
-    from .session_client import SessionClient, connect, list_package_names
+    from .session_client import SessionClient, connect_session, list_package_names
 
     config = load_config() if config is None else config
     llm = replace(config.llm, model=model) if model else config.llm
@@ -65,7 +65,7 @@ async def create_agent(
         try:
             budgeted_model = BudgetedModel(llm, select_backend(llm, process))
             budgeted_model.check_can_drive_agents("")
-            async with connect(config, target, model, roots, usd) as client:
+            async with connect_session(config, target, model, roots, usd) as client:
                 agent = ReferenceAgent(
                     budgeted_model,
                     lambda: SessionClient(client, on_wait),

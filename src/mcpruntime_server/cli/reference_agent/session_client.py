@@ -125,7 +125,7 @@ def result_text(answer: CallToolResult) -> str:
 
 
 @asynccontextmanager
-async def connect(
+async def connect_session(
     config: Config,
     target: McpTarget | None,
     model: str,

@@ -163,7 +163,7 @@ def apply_resource_limits(limits: Dict[str, Any]) -> None:
             resource.setrlimit(kind, (bound, bound))
 
 
-def describe_exit(status: int, kill_reason: str, broken_exit_code: int) -> str:
+def describe_interpreter_exit(status: int, kill_reason: str, broken_exit_code: int) -> str:
     """Return one sentence on how an interpreter ended.
 
     `kill_reason` says why the runtime killed it, if it did. An interpreter that user code has

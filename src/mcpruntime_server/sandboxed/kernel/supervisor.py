@@ -263,7 +263,9 @@ class Supervisor:
         self.generation += 1
         for run_number in self.schedule.cancel():
             self.host.send(wire.ParkFailed(run_number, "the interpreter died"))
-        return processes.describe_exit(status, self.worker.kill_reason, wire.BROKEN_EXIT_CODE)
+        return processes.describe_interpreter_exit(
+            status, self.worker.kill_reason, wire.BROKEN_EXIT_CODE
+        )
 
     def reap_children(self) -> None:
         """Collect dead children except the worker, which `replace_dead_worker` collects."""

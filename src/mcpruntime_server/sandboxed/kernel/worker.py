@@ -97,7 +97,7 @@ class Worker:
         self.main_module.__dict__[PACKAGES_MODULE] = self.packages
         self.initial_names = dict(self.main_module.__dict__)
         self.probe: Any = None  # of the present run
-        self.guide = guidance.Guide(setup.facts)
+        self.guide = guidance.SandboxGuide(setup.facts)
         builtins.help = self.guide.help  # type: ignore[assignment]
         builtins.input = _refuse_input
         if hasattr(os, "sched_getaffinity"):

@@ -91,7 +91,9 @@ class ArgumentChecker:
             is_allowed = not choices or value in choices
             return None if is_allowed else Refusal(path, value, choices)
         if isinstance(choices, str):
-            return None if matches_type(value, choices) else Refusal(path, value, (), [choices])
+            return (
+                None if matches_json_type(value, choices) else Refusal(path, value, (), [choices])
+            )
         if "items" in choices:
             items = value if isinstance(value, (list, tuple)) else ()
             return self._check_items(path, items, choices["items"])
@@ -173,7 +175,7 @@ def list_alternatives(branches: Sequence[Any]) -> Tuple[List[Any], List[str]]:
     return values, list(dict.fromkeys(types))
 
 
-def matches_type(value: Any, kind: str) -> bool:
+def matches_json_type(value: Any, kind: str) -> bool:
     """Return whether a value has a JSON type, or stands for one that has it."""
     if kind == "null":
         return value is None

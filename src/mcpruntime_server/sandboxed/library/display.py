@@ -109,7 +109,7 @@ class Display:
             if any(found):
                 pairs = zip(value, found)  # noqa: B905 - `strict` is newer than Python 3.9
                 value = [item if each is None else self.add(each) for item, each in pairs]
-        elif is_table(value):
+        elif is_data_frame(value):
             return _as_text(value, format_table(value, max_chars))
         return present_value(value, max_chars, max_items, whole_chars)
 
@@ -274,7 +274,7 @@ def _shrink_to_fit(encode: Callable[[float], bytes]) -> Optional[Media]:
 # tables -------------------------------------------------------------------------------------------
 
 
-def is_table(value: Any) -> bool:
+def is_data_frame(value: Any) -> bool:
     """Return whether `value` is a DataFrame of pandas."""
     return _is_from(value, "pandas") and hasattr(value, "to_string") and hasattr(value, "columns")
 

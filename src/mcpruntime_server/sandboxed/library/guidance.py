@@ -19,7 +19,7 @@ HELP_PROPERTY = "_help_text"
 MORE_HELP = "help(tools): the MCP servers and how to call them; help(CONTEXT): a run's input."
 
 
-class Guide:
+class SandboxGuide:
     """Knows what the sandbox is."""
 
     def __init__(self, facts: Optional[Mapping[str, Any]]) -> None:

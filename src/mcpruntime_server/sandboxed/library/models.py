@@ -390,7 +390,7 @@ def _call_host(target: str, args: Any) -> Any:
     try:
         return host.call(target, args)
     except HostError as error:
-        return _planned_result(error, target)
+        return _planned_answer(error, target)
 
 
 async def _call_host_async(target: str, args: Any) -> Any:
@@ -398,10 +398,10 @@ async def _call_host_async(target: str, args: Any) -> Any:
     try:
         return await host.acall(target, args)
     except HostError as error:
-        return _planned_result(error, target)
+        return _planned_answer(error, target)
 
 
-def _planned_result(error: HostError, target: str) -> PlannedResult:
+def _planned_answer(error: HostError, target: str) -> PlannedResult:
     """Return the result of a planned call; raises `LlmError` for any other error."""
     if error.kind == "planned":
         return PlannedResult(target, error.data["call"])

@@ -119,14 +119,14 @@ def raise_tool_error(error: HostError, tool: str, arguments: Any) -> NoReturn:
 # calls --------------------------------------------------------------------------------------------
 
 
-class HostConnection:
+class HostFunctions:
     """The two functions through which every call leaves the sandbox; `install_tools` sets them."""
 
     call: Callable[..., Any]  # target, arguments, and bytes for the handler if there are any
     acall: Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
-host = HostConnection()
+host = HostFunctions()
 
 
 def call_host(target: str, arguments: dict[str, Any], tool: str) -> Any:
@@ -569,10 +569,10 @@ def missing_tool_message(module: ModuleType, name: str) -> str:
     """Return a message that says which tools a module has, and that `name` is none of them."""
     names: list[str] = module.__dict__.get("__all__", [])
     hint = did_you_mean(name, names)
-    return f"{module.__name__} has no tool {name!r}. {hint}Tools: {list_names(names) or 'none'}."
+    return f"{module.__name__} has no tool {name!r}. {hint}Tools: {join_names(names) or 'none'}."
 
 
-def list_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return the first names as a comma-separated list."""
     return ", ".join(names[:MAX_LISTED_NAMES]) + (", ..." if len(names) > MAX_LISTED_NAMES else "")
 
