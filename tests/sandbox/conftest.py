@@ -15,8 +15,9 @@ from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.docker_backend import DockerBackend
+from mcpruntime_server.sandbox.execution import StopReason
 from mcpruntime_server.sandbox.frame_writer import FrameWriter
-from mcpruntime_server.sandbox.link import SandboxLink, StopReason, open_link
+from mcpruntime_server.sandbox.link import SandboxLink, open_link
 from mcpruntime_server.sandbox.local_backend import LocalBackend
 
 SMALL_LIMITS = SandboxSettings(

@@ -10,13 +10,11 @@ does not allow (`protocol.link_states`), close the link and do no harm to the ho
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,42 +25,23 @@ from ..protocol.link_states import HOST, RUNNING, LinkState, ProtocolError
 from ..protocol.payloads import Inspection
 from . import Backend, SandboxChannel, SandboxInfo
 from .bundle import build_bundle
+from .execution import Execution, StopReason
 from .execution_listener import ExecutionListener
 from .file_reception import FileReception
 from .frame_writer import FrameWriter
 from .interpreter_state import InterpreterState
+from .link_turn import LinkTurn
 from .open_calls import OpenCalls
+from .sandbox_end import SandboxEnd
 from .task_pool import TaskPool
 
 if TYPE_CHECKING:
     from .certificate_authority import CertificateAuthority
 
-MAX_CALLS_PER_TURN = 8  # that a link starts before others do something
 READY_TIMEOUT_S = 30.0  # for the supervisor to answer `Setup`; a loaded machine is slow
 INTERRUPT_GRACE_S = 3.0  # for code to clean up after KeyboardInterrupt
 KILL_GRACE_S = 1.5  # to kill all processes and start an empty interpreter; usually milliseconds
 PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
-MAX_TURN_S = 0.002  # that a link works on what it has received before others do
-LONG_TURN_S = 0.005  # one message took longer than a link may work at once
-REST_FACTOR = 3  # of the time of a long turn
-MAX_REST_S = 0.5
-
-
-StopReason = Literal["timeout", "cancelled"]
-
-
-@dataclass
-class _Execution:
-    """The run that a link executes. Cancelling `timeout_scope` interrupts it."""
-
-    run_number: int
-    listener: ExecutionListener
-    calls: OpenCalls
-    timeout_scope: anyio.CancelScope
-    finished: anyio.Event = field(default_factory=anyio.Event)
-    paused_time_left_s: float | None = None  # until its timeout; None while the clock runs
-    done: wire.RunDone | None = None
-    stop_reason: StopReason | None = None
 
 
 @dataclass
@@ -74,39 +53,8 @@ class _Promotion:
     result: wire.Promoted | None = None
 
 
-class _Turn:
-    """What a link does before others take their turn: it reads for 2 ms, or starts some calls.
-
-    A message that takes much longer costs the link a rest, so that others have most of the time.
-    """
-
-    def __init__(self) -> None:
-        self._started_at = time.perf_counter()
-        self._call_count = 0
-
-    def count_message(self, message: wire.Message) -> None:
-        """Count a message that has been routed; the task of a call does its work later."""
-        self._call_count += type(message) is wire.Call
-
-    @property
-    def is_over(self) -> bool:
-        """Whether others are to take their turn."""
-        return self._call_count >= MAX_CALLS_PER_TURN or self._elapsed_s() > MAX_TURN_S
-
-    async def let_others_work(self) -> None:
-        """Wait until all others have had their turn, or longer after a long one."""
-        elapsed_s = self._elapsed_s()
-        if elapsed_s < LONG_TURN_S:
-            await anyio.lowlevel.checkpoint()
-        else:
-            await anyio.sleep(min(elapsed_s * REST_FACTOR, MAX_REST_S))
-
-    def _elapsed_s(self) -> float:
-        return time.perf_counter() - self._started_at
-
-
 class SandboxLink:
-    """A running sandbox. `closed` is set when it is gone."""
+    """A running sandbox: executes code in it, and moves files and states in and out."""
 
     def __init__(
         self,
@@ -118,28 +66,51 @@ class SandboxLink:
         self._task_group = task_group
         self._call_tasks = TaskPool(task_group)
         self._max_checkpoints = max_checkpoints
-        self.closed = anyio.Event()
-        self.inputs_folder: Path | None = None  # the folder on this machine that the sandbox sees
-        self.python_version = ""
-        self.platform = ""
-        self.has_broken_protocol = False  # the link was closed because of what the sandbox sent
         self._channel = channel
+        self._end = SandboxEnd(channel.explain_exit)
+        self._hello: wire.Ready | None = None
         self._protocol = LinkState(HOST)
         self._writer = FrameWriter(channel, self._wake_reader)
         self._reader_may_go_on = anyio.Event()
         self._ready = anyio.Event()
         self._promotion: _Promotion | None = None
-        self._execution: _Execution | None = None
+        self._execution: Execution | None = None
         self._authority = authority
         self._files = FileReception()
         self._interpreter = InterpreterState()
-        self._failure_reason = ""
-        self._explaining = anyio.Lock()
 
     @property
     def info(self) -> SandboxInfo:
         """What this sandbox is."""
         return self._channel.info
+
+    @property
+    def closed(self) -> anyio.Event:
+        """Set when the sandbox is gone."""
+        return self._end.reached
+
+    @property
+    def has_broken_protocol(self) -> bool:
+        """Whether the link was closed because of what the sandbox sent."""
+        return self._end.is_protocol_broken
+
+    @property
+    def python_version(self) -> str:
+        """The version of the sandbox's Python; "" before it is ready."""
+        return self._hello.python_version if self._hello else ""
+
+    @property
+    def platform(self) -> str:
+        """The platform as the sandbox's Python names it; "" before it is ready."""
+        return self._hello.platform if self._hello else ""
+
+    @property
+    def inputs_folder(self) -> Path | None:
+        """The folder of inputs on this machine, if the sandbox has shown that it sees it."""
+        if self._hello is None:
+            return None
+        is_seen = not self.info.is_isolated or self._hello.inputs_marker == self.info.id
+        return self.info.inputs_folder if is_seen else None
 
     @property
     def last_run_number(self) -> int:
@@ -184,7 +155,7 @@ class SandboxLink:
         self._task_group.start_soon(self._read_loop)
         with anyio.move_on_after(READY_TIMEOUT_S):
             await self._ready.wait()
-        if not self.python_version:
+        if self._hello is None:
             raise SandboxFailed(f"The kernel did not start. {await self.describe_failure()}")
 
     # requests -------------------------------------------------------------------------------------
@@ -219,7 +190,7 @@ class SandboxLink:
         """
         timeout_scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
         calls = OpenCalls(listener, self._writer, self._send, self._wake_reader, self._call_tasks)
-        execution = _Execution(self.last_run_number + 1, listener, calls, timeout_scope)
+        execution = Execution(self.last_run_number + 1, listener, calls, timeout_scope)
         if not self.closed.is_set():
             self._execution = execution
             try:
@@ -249,7 +220,7 @@ class SandboxLink:
             raise SandboxFailed(await self.describe_failure())
         return execution.done, execution.stop_reason
 
-    async def _wait_until_finished(self, execution: _Execution) -> None:
+    async def _wait_until_finished(self, execution: Execution) -> None:
         with execution.timeout_scope:
             await execution.finished.wait()
         if execution.finished.is_set():
@@ -267,25 +238,18 @@ class SandboxLink:
 
     def stop_run(self, reason: StopReason) -> None:
         """Stop the active run, if any: interrupt its code, then kill its interpreter."""
-        if self._execution is not None and self._execution.stop_reason is None:
-            self._execution.stop_reason = reason
-            self._execution.timeout_scope.cancel()
+        if self._execution is not None:
+            self._execution.stop(reason)
 
     def pause_timeout(self) -> None:
         """Stop the clock of the active run's timeout."""
-        execution = self._execution
-        if execution is not None and execution.paused_time_left_s is None:
-            scope = execution.timeout_scope
-            execution.paused_time_left_s = scope.deadline - anyio.current_time()
-            scope.deadline = math.inf
+        if self._execution is not None:
+            self._execution.pause_timeout()
 
     def resume_timeout(self) -> None:
         """Let the clock of the active run's timeout run again."""
-        execution = self._execution
-        if execution is not None and execution.paused_time_left_s is not None:
-            deadline = anyio.current_time() + execution.paused_time_left_s
-            execution.timeout_scope.deadline = deadline
-            execution.paused_time_left_s = None
+        if self._execution is not None:
+            self._execution.resume_timeout()
 
     def has_state(self, run_number: int) -> bool:
         """Return whether the end state of a run is here or is about to be parked."""
@@ -337,8 +301,7 @@ class SandboxLink:
         """Give the sandbox up; what waits for it raises `SandboxFailed` with `reason`."""
         if self.closed.is_set():
             return
-        self._failure_reason = reason
-        self.closed.set()
+        self._end.record(reason)
         self._wake_reader()
         self._files.stop()
         self._ready.set()
@@ -348,10 +311,7 @@ class SandboxLink:
 
     async def describe_failure(self) -> str:
         """Return one sentence on why the sandbox is gone."""
-        async with self._explaining:
-            if not self._failure_reason:
-                self._failure_reason = await self._channel.explain_exit()
-        return f"The sandbox is gone: {self._failure_reason}"
+        return f"The sandbox is gone: {await self._end.explain()}"
 
     # sending and receiving ------------------------------------------------------------------------
 
@@ -366,7 +326,7 @@ class SandboxLink:
         decoder = wire.MessageDecoder()
         while data := await self._channel.receive():
             try:
-                turn = _Turn()
+                turn = LinkTurn()
                 for message in decoder.iter_messages(data):
                     self._route(message, decoder.frame_bytes)
                     turn.count_message(message)
@@ -375,9 +335,9 @@ class SandboxLink:
                         await self._reader_may_go_on.wait()
                     if turn.is_over:
                         await turn.let_others_work()
-                        turn = _Turn()
+                        turn = LinkTurn()
             except wire.WireError as exc:
-                self.has_broken_protocol = True
+                self._end.is_protocol_broken = True
                 self.fail(f"it broke the protocol ({exc})")
                 return
         self.fail("")
@@ -423,15 +383,12 @@ class SandboxLink:
             case wire.WorkerRestarted():
                 self._interpreter.restart(message)
             case wire.Ready():
-                self.python_version = message.python_version
-                self.platform = message.platform
-                if not self.info.is_isolated or message.inputs_marker == self.info.id:
-                    self.inputs_folder = self.info.inputs_folder
+                self._hello = message
                 self._ready.set()
 
     def _route_to_execution(
         self,
-        execution: _Execution,
+        execution: Execution,
         message: wire.Output | wire.Call | wire.ProbeHit | wire.FilesChanged | wire.RunDone,
         size: int,
     ) -> None:
