@@ -15,8 +15,12 @@ def get_argument(args: Mapping[str, Any], name: str, kind: type, default: Any) -
     """
     value = args.get(name, default)
     if value is not default and type(value) is not kind:
-        raise CallFailed(
-            "invalid_arguments",
-            f"{name!r} must be of type {kind.__name__}, not {type(value).__name__}.",
+        raise invalid_arguments(
+            f"{name!r} must be of type {kind.__name__}, not {type(value).__name__}."
         )
     return value
+
+
+def invalid_arguments(message: str, remedy: str = "") -> CallFailed:
+    """Return the error for a call with arguments that cannot be used."""
+    return CallFailed("invalid_arguments", message, remedy=remedy)

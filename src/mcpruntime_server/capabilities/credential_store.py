@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InvalidRequest, NotFound, Unavailable
+from ..journal.principals import check_principal
 from .atomic_files import write_atomically
 from .credential_keys import CredentialKeys
 
 CREDENTIALS_FILE = "credentials.json"
 MAX_CREDENTIALS = 20_000  # of all principals
-MAX_PRINCIPAL_CHARS = 2_000  # an issuer and a subject have about 100
 
 RowKey = tuple[str, str, str]  # upstream, principal and name
 
@@ -150,12 +150,3 @@ class CredentialStore:
             raise Unavailable(f"{self._path} cannot be written: {exc.strerror}.") from exc
         finally:
             os.close(lock)
-
-
-def check_principal(name: str) -> None:
-    """Raise `InvalidRequest` if nobody can have this name."""
-    if not name or len(name) > MAX_PRINCIPAL_CHARS or not name.isprintable():
-        raise InvalidRequest(
-            f"{name!r:.120} cannot be the name of a principal.",
-            remedy="Use the NAME of `token create`.",
-        )

@@ -11,9 +11,9 @@ from typing import Any
 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-_propagator = TraceContextTextMapPropagator()  # without baggage, which is the client's own
+trace_propagator = TraceContextTextMapPropagator()  # without baggage, which is the client's own
 
 
 def add_trace_context(carrier: MutableMapping[str, Any]) -> None:
     """Add `traceparent` to the headers of a request, or to its `_meta`, if the call is traced."""
-    _propagator.inject(carrier)
+    trace_propagator.inject(carrier)

@@ -44,7 +44,7 @@ def set_command(config: Config, *, server: str, principal: str, name: str | None
     """
     from ..capabilities.credential_entry import find_entry, store_credential
     from ..capabilities.credential_keys import load_keys
-    from ..capabilities.credential_store import check_principal
+    from ..journal.principals import check_principal
 
     entry = find_entry(config, server, name)
     check_principal(principal)

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 from .call_ledger import LedgerEntry
 
 RunMode = Literal["live", "dry_run", "replay"]  # a replay has its answers from a recording
+NameTarget = Callable[[str], tuple[str, str]]  # the upstream and the tool of a call, "" for unknown
+UNKNOWN = "unknown"  # what stands for a name that only a stranger has chosen
 CallOutcome = Literal["ok", "error", "denied", "planned", "cancelled"]
 
 logger = logging.getLogger(__name__)

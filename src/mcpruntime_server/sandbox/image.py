@@ -14,7 +14,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import anyio.to_thread
 from ..config import SandboxSettings
 from ..errors import Unavailable
 from . import debian, index_access, recipe
+from .debian import ProgressReporter
 from .docker_engine import DockerEngine
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ STEP_TIMEOUT_S = 1800  # without a byte from the engine, which imports large ima
 PULL_TIMEOUT_S = 30  # without a byte; an unreachable registry may never answer
 MAX_TAIL_LINES = 12  # of pip's output, in an error
 REPORTED_PREFIXES = ("Collecting", "Downloading", "Building", "Installing", "Successfully")
-
-ProgressReporter = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import TypedDict
 
 from ..capabilities.skills.guides import Guide
 from ..capabilities.skills.model import Skill
-from ..capabilities.skills.source import SourceText, to_one_line
+from ..capabilities.skills.source import to_one_line
+from ..capabilities.source_text import SourceText
 from .token_estimates import bound_tokens
 
 MAX_LINE_TOKENS = 56  # estimated

@@ -33,7 +33,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..runtime.observer import CallOutcome, ObservedCall, ObservedRun
+from ..runtime.observer import UNKNOWN, CallOutcome, NameTarget, ObservedCall, ObservedRun
 from .health import Finding
 
 PREFIX = "mcpruntime"
@@ -44,11 +44,8 @@ LAG_INTERVAL_S = 0.5  # between two samples of the event loop's lag
 MAX_TOOL_LABELS = 1_000  # of all upstreams
 MAX_LABEL_CHARS = 100
 OTHER_TOOL = "other"
-UNKNOWN = "unknown"
 MAX_FIGURES_AGE_S = 1.0  # scrapers that come more often get the same text
 MAX_BLOBS_AGE_S = 60.0  # of the size of the blobs, which takes a walk over their folders
-
-NameTarget = Callable[[str], tuple[str, str]]  # the upstream and the tool of a call, "" for unknown
 
 
 class RuntimeMetrics:

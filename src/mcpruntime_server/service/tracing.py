@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Token
 from threading import Thread
@@ -29,23 +29,18 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import APP_NAME, __version__
-from ..runtime.observer import CallOutcome, ObservedCall, ObservedRun
+from ..capabilities.trace_context import trace_propagator
+from ..runtime.observer import UNKNOWN, CallOutcome, NameTarget, ObservedCall, ObservedRun
 
 MAX_OPEN_RUNS = 10_000  # with a span; a run that its session forgets never ends
 MAX_FIELD_CHARS = 512  # of `traceparent` and `tracestate`; W3C asks for no more
 CONTEXT_FIELDS = ("traceparent", "tracestate")
 SHUTDOWN_TIMEOUT_S = 2.0  # to send the last spans to a collector, which may be gone
 FAILED_STATUSES = ("error", "timeout", "crashed")
-UNKNOWN = "unknown"
-
-_propagator = TraceContextTextMapPropagator()
-
-NameTarget = Callable[[str], tuple[str, str]]  # the upstream and the tool of a call, "" for unknown
 
 
 class RuntimeTraces:
@@ -189,7 +184,7 @@ def extract_context(carrier: Mapping[str, Any]) -> Context:
         for name, text in fields.items()
         if isinstance(text, str) and len(text) <= MAX_FIELD_CHARS
     }
-    return _propagator.extract(texts, Context())
+    return trace_propagator.extract(texts, Context())
 
 
 @asynccontextmanager

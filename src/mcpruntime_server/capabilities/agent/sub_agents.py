@@ -24,6 +24,7 @@ from ...errors import CallFailed, McpRuntimeError
 from ...journal.call_scope import CallScope, current_call_scope
 from ...journal.events import InputEntry
 from ...protocol.library_names import SLICE_KEY
+from ..call_arguments import invalid_arguments
 from ..json_schemas import check_schema
 from ..model_requests import Completion, Messages, ModelUsage, UsageData
 from . import DEFAULT_STEPS
@@ -250,13 +251,13 @@ def parse_request(args: Mapping[str, Any]) -> AgentRequest:
     task, context, schema = args.get("task"), args.get("context"), args.get("schema")
     model = args.get("model") or ""
     if not isinstance(task, str) or not task.strip() or len(task) > MAX_TASK_CHARS:
-        raise invalid_request(f"A task is a text of 1 to {MAX_TASK_CHARS:,} characters.")
+        raise invalid_arguments(f"A task is a text of 1 to {MAX_TASK_CHARS:,} characters.")
     if not isinstance(model, str) or len(model) > MAX_MODEL_NAME_CHARS:
-        raise invalid_request("`model` must be the name of a model.")
+        raise invalid_arguments("`model` must be the name of a model.")
     if schema is not None:
         check_schema(schema)
     if len(material_text(context)) > MAX_CONTEXT_CHARS:
-        raise invalid_request(
+        raise invalid_arguments(
             f"A context has at most {MAX_CONTEXT_CHARS:,} characters.",
             "Give each agent a part of it.",
         )
@@ -266,13 +267,8 @@ def parse_request(args: Mapping[str, Any]) -> AgentRequest:
 def parse_limits(budget: Any) -> AgentLimits:
     """Return the budget of an agent; raises `CallFailed` with what is wrong."""
     if not isinstance(budget, dict):
-        raise invalid_request("The budget must be a dict.")
+        raise invalid_arguments("The budget must be a dict.")
     try:
         return AgentLimits.from_mapping(budget)
     except ValueError as exc:
-        raise invalid_request(f"The budget is invalid: {exc}") from None
-
-
-def invalid_request(message: str, remedy: str = "") -> CallFailed:
-    """Return the error for invalid arguments."""
-    return CallFailed("invalid_arguments", message, remedy=remedy)
+        raise invalid_arguments(f"The budget is invalid: {exc}") from None

@@ -18,6 +18,7 @@ from ...errors import CallFailed
 from ...journal.call_scope import MAX_MODEL_REQUEST_CHARS, CallScope, current_call_scope
 from ...journal.events import canonical_json
 from ...journal.store import Journal
+from ..call_arguments import invalid_arguments
 from ..json_schemas import check_schema
 from ..model_requests import Completion, Messages, ModelUsage, UsageData
 from .budget_accounts import AccountRegistry, BudgetAccount
@@ -220,7 +221,7 @@ class ModelService:
     def _parse_request(self, item: Any) -> ModelRequest:
         """Return a request as code sent it; raises `CallFailed`."""
         if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-            raise invalid_request("A request needs a prompt, which is a text.")
+            raise invalid_arguments("A request needs a prompt, which is a text.")
         prompt, data, schema = item["prompt"], item.get("data"), item.get("schema")
         model = item.get("model") or ""
         max_tokens = item.get("max_tokens", self._settings.max_tokens)
@@ -229,13 +230,13 @@ class ModelService:
         elif not isinstance(data, str):
             data = canonical_json(data)
         if max(len(prompt), len(data)) > MAX_TEXT_CHARS:
-            raise invalid_request(
+            raise invalid_arguments(
                 f"A prompt or its data has at most {MAX_TEXT_CHARS:,} characters."
             )
         if not isinstance(model, str):
-            raise invalid_request("`model` must be the name of a model.")
+            raise invalid_arguments("`model` must be the name of a model.")
         if type(max_tokens) is not int or not 0 < max_tokens <= MAX_ANSWER_TOKENS:
-            raise invalid_request(
+            raise invalid_arguments(
                 f"`max_tokens` must be an integer from 1 to {MAX_ANSWER_TOKENS:,}."
             )
         if schema is not None:
@@ -247,7 +248,7 @@ class ModelService:
     async def _answer_batch(self, items: Any, account: BudgetAccount) -> list[BatchSlot]:
         """Answer many requests, each in a slot of its own, in their order."""
         if not isinstance(items, list) or len(items) > MAX_BATCH:
-            raise invalid_request(f"A batch is a list of at most {MAX_BATCH:,} requests.")
+            raise invalid_arguments(f"A batch is a list of at most {MAX_BATCH:,} requests.")
         slots: dict[int, BatchSlot] = {}
         remaining = iter(enumerate(items))
         answer_chars = 0
@@ -270,11 +271,6 @@ class ModelService:
             for _ in range(min(concurrency or len(items), len(items))):
                 tasks.start_soon(answer_remaining)
         return [slots[number] for number in range(len(items))]
-
-
-def invalid_request(message: str) -> CallFailed:
-    """Return the error for a request that code sent with wrong arguments."""
-    return CallFailed("invalid_arguments", message)
 
 
 def response_data(response: ModelResponse) -> ResponseData:

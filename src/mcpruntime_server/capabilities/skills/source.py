@@ -23,6 +23,7 @@ from ...protocol.library_names import (
     TOOLS_NAMES,
     TOOLS_PACKAGE,
 )
+from ..source_text import SourceText
 
 Tree = TypeVar("Tree", bound=ast.AST)
 
@@ -55,15 +56,6 @@ TOO_DEEP = "The code is nested too deeply."
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 ImportNode = ast.Import | ast.ImportFrom
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-
-
-class SourceText(str):
-    """Python source in a signature, which shows it as it is."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def parse_source(source: str) -> ast.Module:

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from ..json_pointers import resolve_pointer
+from ..source_text import SourceText
 from .python_names import is_public_name, to_class_name, to_identifier
 
 MAX_DEPTH = 8  # of the description of a value
@@ -65,15 +66,6 @@ ALLOWED_NODES = (
     ast.UnaryOp,
     ast.USub,
 )
-
-
-class SourceText(str):
-    """Source text that enters a module unchanged, because it was generated and checked here."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def checked_annotation(annotation: str) -> SourceText:

@@ -24,6 +24,7 @@ from typing import Any
 
 from mcp import types
 
+from ..source_text import SourceText
 from .argument_choices import ChoiceFinder, Choices
 from .python_names import (
     assign_names,
@@ -36,7 +37,6 @@ from .schema_annotations import (
     AnnotationBuilder,
     ObjectSchema,
     SchemaDocument,
-    SourceText,
     TypedDictSpec,
     describe_constraints,
     describe_shape,

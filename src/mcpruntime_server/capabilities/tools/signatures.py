@@ -15,7 +15,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from .schema_annotations import SourceText, TypedDictSpec
+from ..source_text import SourceText
+from .schema_annotations import TypedDictSpec
 from .shim_generator import ShimModule, ShimParameter, ToolShim
 
 MAX_PARAMETER_CHARS = 1_000  # of all optional parameters; required ones may need more

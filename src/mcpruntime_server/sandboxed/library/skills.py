@@ -228,7 +228,7 @@ def missing_name_message(module: ModuleType, name: str) -> str:
         )
     names = [key for key in module.__dict__ if not key.startswith("_")]
     hint = did_you_mean(name, names)
-    return f"{module.__name__} has no {name!r}. {hint}It has: {tools.join_names(names)}."
+    return f"{module.__name__} has no {name!r}. {hint}It has: {tools.join_first_names(names)}."
 
 
 # use ----------------------------------------------------------------------------------------------

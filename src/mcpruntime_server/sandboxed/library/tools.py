@@ -569,10 +569,12 @@ def missing_tool_message(module: ModuleType, name: str) -> str:
     """Return a message that says which tools a module has, and that `name` is none of them."""
     names: list[str] = module.__dict__.get("__all__", [])
     hint = did_you_mean(name, names)
-    return f"{module.__name__} has no tool {name!r}. {hint}Tools: {join_names(names) or 'none'}."
+    return (
+        f"{module.__name__} has no tool {name!r}. {hint}Tools: {join_first_names(names) or 'none'}."
+    )
 
 
-def join_names(names: Sequence[str]) -> str:
+def join_first_names(names: Sequence[str]) -> str:
     """Return the first names as a comma-separated list."""
     return ", ".join(names[:MAX_LISTED_NAMES]) + (", ..." if len(names) > MAX_LISTED_NAMES else "")
 
