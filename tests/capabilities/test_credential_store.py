@@ -114,7 +114,7 @@ def test_a_damaged_file_is_unavailable(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[2J", "x" * 2_001, "\udce9"])
 def test_nobody_has_such_a_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no principal"):
+    with pytest.raises(InvalidRequest, match="is not a principal"):
         CredentialStore(tmp_path).set_credential(("tracker", name, "default"), "x" * 9, make_keys())
 
 

@@ -110,4 +110,4 @@ def test_an_archive_is_imported_for_principals_that_can_exist(tmp_path: Path, na
     config = ("--config", write_settings(tmp_path))
     refused = run_command(*config, "replay", "import", "no.zip", "--principal", name)
     assert refused.returncode == 2
-    assert "is no principal" in refused.stderr
+    assert "is not a principal" in refused.stderr

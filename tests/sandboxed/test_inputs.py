@@ -310,7 +310,7 @@ def test_slices_are_found_again_at_each_use_and_counted_once(
     with pytest.raises(IndexError, match="2 slices"):
         found[2]
     assert repr(given_as("x").grep("y")) == "no slices"
-    with pytest.raises(InputError, match="no regular expression"):
+    with pytest.raises(InputError, match="not a regular expression"):
         given_as("x").grep("(")
 
 

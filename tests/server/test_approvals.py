@@ -271,8 +271,8 @@ async def test_the_model_cannot_allow_for_the_person(world: World, era: str) -> 
             assert f"`{command} q1 allow`" in refused.text
         wrongs: list[tuple[dict[str, Any], str]] = [
             ({"q2": "allow"}, "has no question 'q2'"),
-            ({"q1": "yes"}, "is no answer to question q1"),
-            ({"q1": {"result": 1}}, "is no answer to question q1"),
+            ({"q1": "yes"}, "is not an answer to question q1"),
+            ({"q1": {"result": 1}}, "is not an answer to question q1"),
             ({}, "is given no answers. It asks q1: name them, or attach without answers."),
         ]
         for answers, problem in wrongs:

@@ -28,7 +28,7 @@ from ..errors import CredentialsUnusable
 KEY_BYTES = 32
 NONCE_BYTES = 12  # random: GCM allows billions of messages with one key
 MAX_KEY_FILE_BYTES = 4_096
-PURPOSE = "mcpruntime-server credential"  # so that a key that is used elsewhere, too, is no danger
+PURPOSE = "mcpruntime-server credential"  # so that a key may also be used elsewhere
 NEW_KEY_REMEDY = (
     "`mcpruntime-server credentials new-key` prints a key. Put it into the variable "
     f"{CREDENTIALS_KEY_VARIABLE}, or into a file that [credentials] key_file names."

@@ -44,7 +44,7 @@ async def open_standalone_app(config: Config) -> AsyncIterator[App]:
 
 
 def parse_step_or_run(name: str | None) -> tuple[int | None, str | None]:
-    """Return an argument as (step, run id), of which at least one is None."""
+    """Return an argument as (step, run id); at least one is None."""
     if name is not None and is_step_number(name):
         return int(name), None
     return None, name

@@ -40,7 +40,7 @@ from .validation import SecretText, iter_setting_keys, parse_table
 ENV_PREFIX = "MCPRUNTIME_"
 CONFIG_FILE_VARIABLE = "MCPRUNTIME_CONFIG"
 CREDENTIALS_KEY_VARIABLE = "MCPRUNTIME_CREDENTIALS_KEY"
-OTHER_VARIABLES = (CONFIG_FILE_VARIABLE, CREDENTIALS_KEY_VARIABLE)  # that are no settings
+OTHER_VARIABLES = (CONFIG_FILE_VARIABLE, CREDENTIALS_KEY_VARIABLE)  # that are not settings
 SETTINGS_REMEDY = (
     "(`server.toml` in the project's repository lists every setting with its default.)"
 )

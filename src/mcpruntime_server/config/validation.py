@@ -28,7 +28,7 @@ from typing import (
 
 from .diagnostics import ReportProblem, SettingKey, dotted_key, suggest_names
 
-INTERNAL = "internal"  # metadata of a field that is no setting
+INTERNAL = "internal"  # metadata of a field that is not a setting
 INVALID: Any = object()  # stands for a value whose problem has been reported
 TRUTH_VALUES = {"true": True, "false": False}
 MAX_VALUE_CHARS = 100  # of a value that is repeated in a message

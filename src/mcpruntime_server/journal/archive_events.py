@@ -107,7 +107,7 @@ class ImportNames:
 
 @dataclass(frozen=True)
 class ImportedEvent:
-    """An event that has been checked, as it is to be inserted."""
+    """A checked event, as it will be inserted."""
 
     stored: StoredEvent
     body: str

@@ -196,7 +196,7 @@ class ArchiveReader:
             yield digest
 
     def start_pass(self) -> None:
-        """Count anew what is read: the archive is read several times."""
+        """Start to count again what is read: the archive is read several times."""
         self._total = 0
 
     def iter_chunks(self, digest: str, limit: int = MAX_BLOB_BYTES) -> Iterator[bytes]:

@@ -133,7 +133,8 @@ def describe_file(name: str, size: int) -> tarfile.TarInfo:
 async def restore_backup(source: IO[bytes], data_dir: Path, skills_dir: Path) -> BackupSummary:
     """Fill an empty data folder, and an empty folder of skills, from a backup.
 
-    Raises `InvalidRequest` if a folder is not empty or the file is no backup, and `JournalFailed`.
+    Raises `InvalidRequest` if a folder is not empty or the file is not a backup, and
+    `JournalFailed`.
     """
     draft = await to_thread.run_sync(make_draft, data_dir, skills_dir)
     try:
@@ -215,7 +216,7 @@ def read_manifest(tar: tarfile.TarFile, entry: tarfile.TarInfo | None) -> None:
 
 
 def check_entry_name(entry: tarfile.TarInfo) -> PurePosixPath:
-    """Return the path of an entry below the target; raises `ValueError` if it may be no such."""
+    """Return the path of an entry below the target; raises `ValueError` if it may not be there."""
     path = PurePosixPath(entry.name)
     is_inside = path.parts[:1] in ((DATA,), (SKILLS,)) and len(path.parts) > 1
     if not entry.isreg() or not is_inside or ".." in path.parts:

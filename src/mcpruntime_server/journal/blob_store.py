@@ -238,5 +238,5 @@ def _sync_blob(path: Path) -> bool:
             sync_file(file.fileno())
         sync_folder(path.parent)
     except OSError:
-        return False  # it is stored anew, from what the caller has
+        return False  # it is stored again, from what the caller has
     return True

@@ -79,5 +79,5 @@ class LogSync:
             raise JournalFailed(
                 f"The journal {self._path} could not be put on the disk: "
                 f"{self._failure.strerror}. What was written since is not safe.",
-                remedy="Check the disk, and restart the server: it then writes the journal anew.",
+                remedy="Check the disk, and restart the server: it then writes the journal again.",
             ) from self._failure

@@ -146,7 +146,7 @@ class RunResumed(Event):
 
 @dataclass(frozen=True)
 class RunSuspended(Event):
-    """The server was told to stop, and leaves the run to the next one."""
+    """The server was asked to stop, and leaves the run to the next one."""
 
 
 @dataclass(frozen=True)

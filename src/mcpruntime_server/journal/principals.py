@@ -48,7 +48,7 @@ def check_principal(principal: str) -> None:
     is_of_issuer = bool(mark and "://" in issuer and re.fullmatch("[!#-&(-~]+", principal))
     if principal != LOCAL_PRINCIPAL and not is_token_name(principal) and not is_of_issuer:
         raise InvalidRequest(
-            f"{principal!r:.80} is no principal.",
+            f"{principal!r:.80} is not a principal.",
             remedy="Give the name of a token, or ISSUER#SUBJECT.",
         )
 

@@ -153,7 +153,7 @@ def configure_writes(connection: sqlite3.Connection) -> None:
 
 
 def restart_log(connection: sqlite3.Connection) -> None:
-    """Begin the write-ahead log anew if all of it is in the database; raises `sqlite3.Error`.
+    """Start the write-ahead log again if all of it is in the database; raises `sqlite3.Error`.
 
     The first commit of a log waits for the disk, because SQLite syncs the header. This one changes
     nothing and is made in a thread, so that the next one need not be.

@@ -133,7 +133,7 @@ def _open_log(connection: Connection, path: Path) -> LogSync:
     """
     try:
         # An earlier server may have failed to put the log on the disk, and a sync would not say so:
-        # what is in the log is written to the database, which is synced, and the log begins anew.
+        # what is in the log is written to the database, which is synced, and the log starts again.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         restart_log(connection)
         sync_folder(path.parent)

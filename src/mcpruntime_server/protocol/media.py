@@ -62,7 +62,7 @@ class Media:
 
 
 def identify_media(data: bytes) -> Optional[Media]:
-    """Return what the bytes are, by their own header; None if they are no image and no sound."""
+    """Return what the bytes are, by their own header; None if neither image nor sound."""
     try:
         found = _identify_image(data)
     except (struct.error, IndexError):

@@ -45,7 +45,7 @@ class ShownValue(TypedDict):
 
 
 class Inspection(TypedDict, total=False):
-    """What is to be observed: in a run (`probe`), or in the state that a run starts from."""
+    """What to observe: in a run (`probe`), or in the state that a run starts from."""
 
     kind: str  # "probe" | "variables"
     max_chars: int  # of a value

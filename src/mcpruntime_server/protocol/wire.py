@@ -175,14 +175,14 @@ class Execute(Message):
     run_number: int  # one more than that of the last `Execute`
     code: str
     filename: str
-    stale_packages: List[str]  # to be imported anew
+    stale_packages: List[str]  # to be imported again
     seed: str  # determines all randomness of the run
     clock_readings: Optional[Dict[str, Any]] = None  # to be replayed, by clock
     park: bool = True  # answer with `ForkParked` or `ParkFailed` after the run
     keep_previous: bool = False  # park the present state first, even in a burst
     inputs: Optional[List[Any]] = None  # the items of `CONTEXT`, as `inputs.Input` takes them
     fetchers: Optional[List[Any]] = None  # tools that fetch from the network, as far as known
-    inspection: Optional[Dict[str, Any]] = None  # what is to be observed, see `payloads.Inspection`
+    inspection: Optional[Dict[str, Any]] = None  # what to observe, see `payloads.Inspection`
 
 
 class EncodedValue:
@@ -289,7 +289,7 @@ class Call(Message):
     data: bytes = b""  # for the handler: neither journaled nor compared by a replay
 
     def check(self) -> None:
-        """Raise `ValueError` if it is no call that our worker could make."""
+        """Raise `ValueError` if our worker could not make such a call."""
         if len(self.target) > MAX_TARGET_CHARS:
             raise ValueError(f"its target has more than {MAX_TARGET_CHARS:,} characters")
         if not 0 <= self.call_id < MAX_CALL_ID or not 0 <= (self.line or 0) < MAX_LINE:

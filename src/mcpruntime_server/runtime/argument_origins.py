@@ -1,11 +1,11 @@
 """Hints on where text in a call's arguments may come from, for the person who decides.
 
 A page or a mail that a stranger wrote can make code send something that nobody wanted to send, or
-to somebody whom nobody chose. So text that the arguments share with an answer from the open world
-is named, with the call that it came from.
+to a recipient that nobody chose. So text that the arguments share with an answer from the open
+world is named, with the call that it came from.
 
-A hint is no proof. Text that was translated, encoded or assembled on the way is not found, and text
-may be equal by chance. Nothing is allowed or denied because of a hint.
+A hint proves nothing: text that was translated, encoded or assembled on the way is not found, and
+text may be equal by chance. Nothing is allowed or denied because of a hint.
 
 Rule 1: strings, whole numbers and names of fields are compared, with case folded and whitespace
 collapsed. A short text counts if it occurs as a whole, a longer one if one of its shingles occurs.

@@ -469,7 +469,7 @@ def parse_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnsw
         return result_answer(question, value["result"], by)
     more = ' or {"result": ...}' if kind == IN_DOUBT_KIND else ""
     raise InvalidRequest(
-        f"{json.dumps(value, default=str)[:80]} is no answer to question {question.id}.",
+        f"{json.dumps(value, default=str)[:80]} is not an answer to question {question.id}.",
         remedy=f"Answer with {', '.join(map(repr, words))}{more}.",
     )
 

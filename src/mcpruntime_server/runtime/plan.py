@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def approved_calls(self) -> list[ApprovedCall]:
-        """The calls that are to be made."""
+        """The calls to make."""
         return [each for each in self._approvals.values() if each["sent"]]
 
     def record_approval(self, approvals: Iterable[ApprovedCall]) -> None:
@@ -171,7 +171,7 @@ def _decide_call(name: str, call: RecordedCall, answer: Any, *, for_person: bool
             raise InvalidRequest(f"The arguments given for {name} cannot be sent. {exc}") from exc
     if sent is None:
         raise InvalidRequest(
-            f"{json.dumps(answer, default=str)[:80]} is no answer to {name}.",
+            f"{json.dumps(answer, default=str)[:80]} is not an answer to {name}.",
             remedy="Answer with 'allow', 'deny' or {\"args\": {...}} to send other arguments.",
         )
     return ApprovedCall(

@@ -128,7 +128,7 @@ class ActiveCall:
         return answer.value
 
     def enter_scope(self) -> None:
-        """Let the handler know on behalf of which run it works."""
+        """Tell the handler for which run it works."""
         questions = self.journal.questions
         enter_call_scope(
             CallScope(

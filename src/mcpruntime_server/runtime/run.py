@@ -1,6 +1,6 @@
 """One execution of code, as its session and its clients know it.
 
-A run is several objects, each with one job: `RunSpec` says what is to be executed and never
+A run is several objects, each with one job: `RunSpec` says what to execute and never
 changes, `RunLifecycle` has the state, `RunReport` what is known of the outcome, `RunControl` the
 slot and the sandbox, and `RunExecution` takes it through that sandbox. Most runs use live handlers;
 one that has a recording gets its answers, its randomness and its clock readings from that
@@ -69,7 +69,7 @@ class Audience:
 
     def __init__(self, *, is_detached: bool) -> None:
         self.is_detached = is_detached
-        self.is_released = False  # nobody is to wait any more: the server is stopping
+        self.is_released = False  # nobody may wait any more: the server is stopping
         self._count = 0
 
     def join(self) -> None:
@@ -109,7 +109,7 @@ def halt_run(lifecycle: RunLifecycle, control: RunControl, reason: McpRuntimeErr
 
 
 class Run:
-    """Code that is to be executed in a session, and what became of it."""
+    """Code to execute in a session, and its outcome."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Run:
             journal,
             session_id,
             self.id,
-            weakref.proxy(self),  # a finished run, with its output, is no garbage that has to wait
+            weakref.proxy(self),  # without a cycle, a finished run and its output are freed at once
             services.find_origin_hints,
             expires_s=limits.question_expires_s,
             allowed_targets=allowed_targets,

@@ -58,7 +58,7 @@ class RunQueue:
         return self._active_runs.index(run) if run in self._active_runs else 0
 
     async def take_runs(self) -> AsyncIterator[Run]:
-        """Yield each run that is to be executed, until the queue is closed and empty."""
+        """Yield each run to execute, until the queue is closed and empty."""
         with suppress(anyio.EndOfStream):
             while True:
                 run = await self._receive.receive()

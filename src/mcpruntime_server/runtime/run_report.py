@@ -255,7 +255,7 @@ def validate_media(claimed: Sequence[Any] | None) -> tuple[list[MediaEntry], str
             problems.append("its data is not in base64")
             continue
         media = identify_media(data)
-        problem = "it is no image and no sound" if media is None else media.problem
+        problem = "it is neither an image nor a sound" if media is None else media.problem
         size += len(data)
         if not problem and (len(valid) >= MAX_MEDIA_ITEMS or size > MAX_ALL_MEDIA_BYTES):
             problem = "a run may show no more"

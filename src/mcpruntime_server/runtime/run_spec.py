@@ -1,4 +1,4 @@
-"""What is to be executed: the specification of a run, which never changes, and its limits."""
+"""The specification of a run, which never changes, and its limits."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ from .session import SAVE_TIMEOUT_S, SESSION_ID_PREFIX, Session, new_session_id
 from .session_services import SessionServices
 
 CLOSE_TIMEOUT_S = 2.5  # for interrupted code and its files: a client soon kills a server that ends
-OPEN_TIMEOUT_S = 0.5  # for a session that is being opened: its runs are to be suspended, too
+OPEN_TIMEOUT_S = 0.5  # for a session that is being opened: its runs are suspended, too
 DAY_S = 86_400.0
 IDLE_CHECK_INTERVAL_S = 0.05  # at least
 MAX_RESUME_AGE_S = 3600.0  # older runs of dead servers are resumed only with their session
-CAPACITY_POLL_INTERVAL_S = 0.5  # while there is no room for a session whose run is to be resumed
+CAPACITY_POLL_INTERVAL_S = 0.5  # while there is no room for a session with a run to resume
 REPLY_POLL_INTERVAL_S = 0.5  # for answers from other processes, while a run waits for one
 IDLE_REPLY_POLL_INTERVAL_S = 5.0  # while none waits: an answer may be for a dead server's run
 MB = 1024 * 1024
@@ -74,7 +74,7 @@ class Runtime:
         self._closing_sessions: dict[str, Session] = {}  # not ready to be opened again yet
         self._opening_lock = anyio.Lock()
         self._is_closing = False
-        self.is_stopping = False  # requests are not to wait for runs any more
+        self.is_stopping = False  # requests must not wait for runs any more
 
     @property
     def journal(self) -> Journal:
@@ -399,7 +399,7 @@ class Runtime:
         await oldest.closed.wait()
 
     def _sessions_in_the_way(self, principal: str) -> Sequence[Session]:
-        """Return the live sessions of which one must be closed before a principal gets another."""
+        """Return the live sessions, one of which must be closed before a principal gets another."""
         sessions = tuple(self._sessions.values())
         own = [session for session in sessions if session.principal == principal]
         if len(own) >= self._settings.max_sessions_per_principal:

@@ -155,7 +155,7 @@ class Session:
         """Queue `code` behind the runs that are there; `context` None keeps the inputs of the last.
 
         A request that comes again while its run is not finished returns that run. It is recognised
-        by its key; without one, by its code, unless the run is to be detached.
+        by its key; without one, by its code, unless the run will be detached.
         """
         if len(code) > MAX_CODE_CHARS:
             raise InvalidRequest(

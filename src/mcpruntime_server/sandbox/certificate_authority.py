@@ -1,6 +1,6 @@
 """The authority whose certificates a sandbox's proxy shows to the code in it.
 
-The proxy ends TLS inside the sandbox, where nothing is to be protected from the code: its requests
+The proxy ends TLS inside the sandbox, where nothing needs protection from the code: its requests
 reach the host as calls. The authority of a sandbox is trusted in that sandbox alone, and signs
 nothing after it is gone.
 

@@ -1,4 +1,4 @@
-"""What a sandbox has said of its interpreter and of the forks that it could not park."""
+"""What a sandbox has reported about its interpreter and the forks that it could not park."""
 
 from __future__ import annotations
 

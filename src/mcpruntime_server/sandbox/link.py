@@ -178,7 +178,7 @@ class SandboxLink:
     ) -> tuple[wire.RunDone, StopReason | None]:
         """Run `code`; return how it ended, and why it was stopped, if it was. One run at a time.
 
-        `stale_packages` are imported anew. `seed` determines all randomness; `clock_readings` are
+        `stale_packages` are imported again. `seed` determines all randomness; `clock_readings` are
         replayed to the code. `park` keeps the end state so that it can be promoted, or at least
         that of the last run of a burst. `keep_previous` keeps the present state, even in a burst.
         `inputs` are the items of `CONTEXT`, `fetchers` what a hint names to code that looks for a

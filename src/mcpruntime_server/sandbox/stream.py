@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from ..errors import SandboxFailed
 
-RECEIVE_BYTES = 128 * 1024  # taken at once; a larger buffer would be mapped anew each time
+RECEIVE_BYTES = 128 * 1024  # taken at once; a larger buffer would be mapped again each time
 SEND_BYTES = 256 * 1024  # written at once, before others have their turn
 STREAM_ENDED_ERRORS = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 

@@ -104,8 +104,8 @@ class ClientMessageWriter:
 class ClientMessageReader:
     """Yields the messages of a client, one per line.
 
-    It answers a line that is no message with an error itself, and calls `on_timed_out` with the id
-    of each request that the client no longer waits for.
+    It answers an invalid line with an error itself, and calls `on_timed_out` with the id of each
+    request that the client no longer waits for.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class TokenStore:
         unknown = sorted(set(scopes) - set(SCOPES))
         if unknown or not scopes:
             raise InvalidRequest(
-                f"{unknown[0]!r:.80} is no scope." if unknown else "The token has no scope.",
+                f"{unknown[0]!r:.80} is not a scope." if unknown else "The token has no scope.",
                 remedy=f"The scopes are {', '.join(SCOPES)}.",
             )
         token_id = secrets.token_hex(ID_BYTES)

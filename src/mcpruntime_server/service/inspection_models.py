@@ -145,7 +145,7 @@ class DiffDocument(Document):
 
 
 class ShownValueDocument(Document):
-    """A value as text of bounded length; of the kind "error" if it could not be had."""
+    """A value as text of bounded length; of the kind "error" if it could not be read."""
 
     kind: Literal["json", "repr", "error"]
     text: str

@@ -29,7 +29,7 @@ KEEP_S = 3600.0
 MAX_DOCUMENT_BYTES = 256 * 1024
 MAX_KEYS = 100
 MIN_RSA_BITS = 2048
-KEY_TYPES = ("RSA", "EC", "OKP")  # public keys: a shared secret is no key of a provider
+KEY_TYPES = ("RSA", "EC", "OKP")  # public keys: a shared secret is not the key of a provider
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ class IssuerTokens:
             raise InvalidToken("The access token is signed with an unknown key.")
         claims = self._verify(token, key, algorithm)
         if "cnf" in claims:
-            raise InvalidToken("The access token is bound to a key: it is no bearer token.")
+            raise InvalidToken("The access token is bound to a key: it is not a bearer token.")
         try:
             principal = issuer_principal(self._settings.issuer, claims["sub"])
         except ValueError as exc:

@@ -161,7 +161,7 @@ class ConnectionManager(StreamableHTTPSessionManager):
     def _admit_session(
         self, requestor: AuthorizationContext | None
     ) -> StreamableHTTPServerTransport | None:
-        """Register a new connection under the id that it is to have."""
+        """Register a new connection under its id."""
         if len(self._server_instances) >= MAX_CONNECTIONS:
             self._close_longest_idle()
         transport = super()._admit_session(requestor)

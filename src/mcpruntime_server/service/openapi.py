@@ -59,7 +59,7 @@ DESCRIPTION = """\
 Execute Python in persistent sandboxed sessions, and follow, answer, cancel, rewind, fork and rerun
 what is executed. Sessions, runs and files belong to the principal of the access token; what belongs
 to others does not exist. Errors are problem documents (RFC 9457). Types of events and fields that
-a client does not know are to be ignored: more may come.
+a client does not know must be ignored: more may come.
 """
 STATUS_TEXTS = {
     200: "It is done.",

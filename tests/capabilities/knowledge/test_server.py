@@ -156,7 +156,7 @@ async def test_results_are_readable_and_name_what_is_missing(
         ("knowledge.search('x', limit='many')", "'limit' must be of type int"),
         ("knowledge.search('x', source='handbok')", "Did you mean 'handbook'?"),
         ("knowledge.search('x' * 20_000)", "at most 10,000 characters"),
-        ("knowledge.describe('handbook', samples=1)", "handbook is no database"),
+        ("knowledge.describe('handbook', samples=1)", "handbook is not a database"),
         (
             "knowledge.describe('shop', samples=2)",
             "ToolDeniedError: knowledge.describe: 2 rows of each table",

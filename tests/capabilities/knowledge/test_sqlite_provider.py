@@ -101,7 +101,7 @@ async def test_a_changed_table_is_found_in_its_new_form(opened: OpenProviders, s
     ("make", "words"),
     [
         (lambda path: None, "No such file"),
-        (lambda path: path.mkdir(), "is no file"),
+        (lambda path: path.mkdir(), "is not a file"),
         (lambda path: path.write_text("no database at all, only words " * 50), "not a database"),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000), "cannot be read"),
     ],

@@ -173,7 +173,7 @@ async def test_a_class_that_needs_more_than_its_fields_is_refused_before_a_reque
         "    rate: InitVar[float]\n"
     )
     told = await server.run(f"{KINDS}\n{code}ask_llm('x', schema=Priced)")
-    assert "Priced needs 'rate', which is no field" in told.error["message"]
+    assert "Priced needs 'rate', which is not a field" in told.error["message"]
     assert model.read_counts() == {}
 
 

@@ -372,7 +372,7 @@ class KnowledgeService:
             return await self._run_in_thread(_read_tables, provider, uris, max(0, samples))
         if samples:
             raise CallFailed(
-                "invalid_arguments", f"{state.name} is no database, so it has no sample rows."
+                "invalid_arguments", f"{state.name} is not a database, so it has no sample rows."
             )
         return [
             {"name": name, "uri": build_uri(state.name, name), "titles": titles}

@@ -106,7 +106,7 @@ class SqliteProvider:
         """Yield a connection to the database; raises `Unavailable`."""
         try:
             if not stat.S_ISREG(os.stat(self._path).st_mode):
-                raise Unavailable(f"{self._path} is no file.", remedy=CHECK_SETTING_REMEDY)
+                raise Unavailable(f"{self._path} is not a file.", remedy=CHECK_SETTING_REMEDY)
             uri = f"file:{quote(str(self._path))}?mode=ro"
             db = sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_S)
         except OSError as exc:

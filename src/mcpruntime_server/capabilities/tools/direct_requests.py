@@ -204,7 +204,7 @@ class DirectRequests:
             try:
                 await self._write({"method": "notifications/cancelled", "params": params})
             except MCPError:
-                return  # nobody is left to be told
+                return  # nobody waits for the answer
 
     async def _write(self, message: Mapping[str, Any]) -> None:
         if self._write_line is None:

@@ -73,7 +73,7 @@ class MessageLimits:
 def parse_upstream_message(line: bytes | bytearray) -> Any:
     """Return the JSON data in `line`; raises `LimitExceeded`, or `ValueError` if it is not JSON.
 
-    Text that is not valid is mended: half a character becomes a replacement character.
+    Invalid text is repaired: half a character becomes a replacement character.
     """
     try:
         return from_json(line)

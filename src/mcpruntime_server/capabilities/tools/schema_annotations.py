@@ -115,7 +115,7 @@ class SchemaDocument:
         self._remaining_keys = MAX_MERGED_KEYS
 
     def flatten(self, schema: Any) -> dict[str, Any]:
-        """Return `schema` with references resolved and `allOf` merged; {} if it is no schema."""
+        """Return `schema` with references resolved and `allOf` merged; {} if it is not a schema."""
         followed, _ = self.resolve(schema)
         parts = followed.get("allOf")
         if not isinstance(parts, list):

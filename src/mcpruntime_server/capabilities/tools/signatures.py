@@ -27,7 +27,7 @@ MAX_ANNOTATION_CHARS = 80  # of a required parameter, once its signature is too 
 PLAIN_TYPES = frozenset({"str", "int", "float", "bool", "list", "dict", "Any", "Literal"})
 SHORT_WORD = re.compile(r"[A-Za-z0-9_.:/-]{0,20}")
 WORD = re.compile(r"\w+")
-USE_PATTERN = r"(?<![\w'\"]){}(?![\w'\"])"  # of a name that is no part of a longer one, or quoted
+USE_PATTERN = r"(?<![\w'\"]){}(?![\w'\"])"  # of a whole name that is not quoted
 OPTIONAL_FIELD = re.compile(r"NotRequired\[(.*)\]")
 
 
@@ -112,7 +112,7 @@ def format_short_parameter(parameter: ShimParameter) -> str:
 def select_records(module: ShimModule, annotations: Iterable[str], room: int) -> dict[str, str]:
     """Return the fields of the records that `annotations` name, then of those that they name.
 
-    A record of which nothing fits into `room` is left out.
+    A record is left out if none of its fields fits into `room`.
     """
     known = {record.name: record for record in module.typed_dicts}
     waiting = [name for text in annotations for name in find_record_names(text, known)]

@@ -184,7 +184,7 @@ class WebRequests:
                     return pieces
         except ValueError:
             pass
-        raise CallFailed("invalid_arguments", "The body is no text, base64 or list of pieces.")
+        raise CallFailed("invalid_arguments", "The body is not text, base64 or a list of pieces.")
 
     def _build_request(
         self,

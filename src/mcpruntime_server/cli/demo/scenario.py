@@ -1,6 +1,6 @@
 """The demo from start to end: an MCP client, real upstream servers, and what they cost.
 
-The demo knows of the server only what any client is told. The costs come from the journal, as the
+The demo knows about the server only what any client gets. The costs come from the journal, as the
 command line prints it.
 """
 

@@ -52,7 +52,7 @@ class ParkSchedule:
     def __init__(self) -> None:
         self.due_run = 0  # a finished run that is neither parked nor given up yet
         self.due_at = 0.0
-        self.ordered_run = 0  # the run whose state the worker was told to park
+        self.ordered_run = 0  # the run whose state the worker was ordered to park
         self._ordered_at = 0.0
         self._cost_s = PARK_COST_S
         self._unparked_runs = 0  # since the last parked state
@@ -249,7 +249,7 @@ class ParkedForks:
                 self.drop_fork(fork, "the fork did not start in time")
 
     def list_deadlines(self) -> List[float]:
-        """Return the times at which `drop_overdue` or `measure_memory` is to be called."""
+        """Return the times when `drop_overdue` or `measure_memory` must be called."""
         deadlines = [fork.hello_deadline for fork in self._starting_forks()]
         if self.measure_at:
             deadlines.append(self.measure_at)
@@ -277,7 +277,7 @@ class ParkedForks:
         return None
 
     def await_promoted(self, fork: ParkedFork) -> Tuple[int, ProcessMemory]:
-        """Wait for the worker that a fork was told to make; return its process, or 0."""
+        """Wait for the worker that a fork was ordered to make; return its process, or 0."""
         pid, memory = await_hello(fork.control_sock)
         if self._is_new_child(pid):
             return pid, memory

@@ -537,7 +537,7 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         return handle
 
     def _take_job(self, args: Tuple[Any, ...]) -> Optional[int]:
-        """Return the number of the job whose end is told with `args`, as `wrap_future` does it."""
+        """Return the number of the job whose end `wrap_future` reports with `args`."""
         if len(args) == 2 and asyncio.isfuture(args[0]) and isinstance(args[1], ThreadFuture):
             return self._jobs.pop(args[1], None)
         return None

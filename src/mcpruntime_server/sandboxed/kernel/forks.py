@@ -187,7 +187,7 @@ class _ForkState:
 def install_guards() -> None:
     """Hide the runtime's forks from fork hooks and from functions that wait for a child.
 
-    Among the hooks is that of `random`, which would seed itself anew in the fork.
+    Among the hooks is that of `random`, which would seed itself again in the fork.
     """
     register = os.register_at_fork
 
@@ -240,7 +240,7 @@ def park_fork(sock: Any, run_number: int, oom_score: int) -> int:
     Raises OSError if that fails.
 
     Returns 0 in this process. It also returns in each process that is promoted from the fork, with
-    the number of that worker; there `sock` is connected to the supervisor anew.
+    the number of that worker; there `sock` is connected to the supervisor again.
     """
     theirs, ours = socketpair()
     theirs.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)  # the Linux kernel names the sender

@@ -244,7 +244,7 @@ def present_safely(get_value: Callable[[], Any], inspection: Inspection) -> Show
 
 
 def describe_error_value(exc: BaseException) -> ShownValue:
-    """Return what is shown in place of a value that could not be had."""
+    """Return what is shown in place of a value that could not be read."""
     name = type(exc).__name__
     try:
         message = str(exc)

@@ -631,7 +631,7 @@ class Supervisor:
 
 
 def refuse_call(frame: bytes) -> bytes:
-    """Return the frame that answers a call while no run is active; b"" if it is no call."""
+    """Return the frame that answers a call while no run is active; b"" if it is not a call."""
     try:
         call = wire.decode_message(CALL_CODE, frame[wire.HEADER_BYTES :])
     except wire.WireError:

@@ -47,7 +47,7 @@ HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}):[ \t]*([^\0\r\n]
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\0\r\n]*)?")
 CONTENT_LENGTH = re.compile("[0-9]{1,15}")
-# of one connection, or written anew here or on the host
+# of one connection, or written again here or on the host
 CONNECTION_HEADERS = frozenset(
     (
         "connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding",
@@ -218,7 +218,7 @@ class TlsContexts:
         self._by_host: Dict[str, ssl.SSLContext] = {}
 
     def find_context(self, waiter: Waiter, host: str) -> ssl.SSLContext:
-        """Return the context for a host; raises `RequestRefused` if it is no host."""
+        """Return the context for a host; raises `RequestRefused` if it is not a host."""
         context = self._by_host.get(host)
         if context is None:
             certificate = self._channel.request_certificate(waiter, host)

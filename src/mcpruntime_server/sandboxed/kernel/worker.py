@@ -201,7 +201,7 @@ class Worker:
         )
 
     def prepare_probe(self, inspection: Optional[Dict[str, Any]]) -> None:
-        """Set the probe of the present run, if it is to have one."""
+        """Set the probe of the present run, if it has one."""
         self.probe = None
         if inspection is not None and inspection["kind"] == "probe":
             from . import observation

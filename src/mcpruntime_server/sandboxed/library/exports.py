@@ -1,6 +1,6 @@
 """`export`: a copy of a workspace file for the user.
 
-The content goes ahead in pieces, which are no part of what a replay compares: an archive made again
+The content goes ahead in pieces, which a replay does not compare: an archive made again
 has other dates in it. The call that writes the file names what the host has received.
 """
 

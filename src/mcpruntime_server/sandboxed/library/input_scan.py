@@ -194,7 +194,7 @@ def iter_matches(
 def build_line_finder(pattern: Any, ignore_case: bool) -> Callable[[bytes], Iterator[Span]]:
     """Return a function that yields the lines of a buffer that `pattern` matches.
 
-    Raises `InputError` if it is no regular expression.
+    Raises `InputError` if it is not a regular expression.
     """
     is_literal = isinstance(pattern, str) and pattern and not REGEX_SPECIAL.search(pattern)
     if is_literal and not ignore_case:
@@ -234,7 +234,7 @@ def compile_pattern(pattern: Any, ignore_case: bool) -> re.Pattern[str]:
         return re.compile(source, flags)
     except re.error as exc:
         raise InputError(
-            f"{source!r:.200} is no regular expression: {exc}. "
+            f"{source!r:.200} is not a regular expression: {exc}. "
             "To search for this text as it is, use re.escape(...)."
         ) from None
 

@@ -49,7 +49,8 @@ class Passage:
 class PassageList:
     """Passages, best first; `problems` says what could not be searched, and why.
 
-    It is no list, because the value of a run that is a list is shown as data, without the problems.
+    It is not a list, because a list as the value of a run is shown as data, without the
+    problems.
     """
 
     __slots__ = ("_passages", "problems")

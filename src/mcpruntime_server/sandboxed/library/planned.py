@@ -94,7 +94,7 @@ def find_cause(failure: BaseException) -> BaseException:
 
 
 def check_no_planned_result(value: Any) -> None:
-    """Raise `PlanEnded` if `value`, which is to be sent, contains the result of a planned call."""
+    """Raise `PlanEnded` if `value`, which will be sent, contains the result of a planned call."""
     if PlannedResult.any_created:
         _search_planned_result(value)
 

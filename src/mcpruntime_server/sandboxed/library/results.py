@@ -34,7 +34,7 @@ class AttributeDict(dict[str, "Any"]):
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        # Special names are no attributes: copy, pickle, numpy and others call what they find there.
+        # Special names are left out: copy, pickle, numpy and others call what they find there.
         if name in self and not (name.startswith("__") and name.endswith("__")):
             return self[name]
         keys = [key for key in self if isinstance(key, str)]

@@ -145,7 +145,7 @@ def check_constructible(requested_type: Any, fields: Dict[str, Any]) -> None:
         is_required = parameter.default is parameter.empty and not is_variadic
         if is_required and name not in fields:
             raise TypeError(
-                f"{requested_type.__name__} needs {name!r}, which is no field, "
+                f"{requested_type.__name__} needs {name!r}, which is not a field, "
                 "so an answer cannot have it."
             )
 
