@@ -180,9 +180,11 @@ class ToolListing(TypedDict):
 class SkillSource(TypedDict, total=False):
     """The answer to `skills.source`: the source of a version, or the text of a guide."""
 
-    source: str
+    skill: str
     version: int
     state: str
+    source: str
+    digest: str
     guide: str
 
 
@@ -194,6 +196,12 @@ class SkillDescription(TypedDict):
     state: str
     signature: str
     summary: str
+
+
+class SkillListing(TypedDict):
+    """The answer to `skills.search`."""
+
+    skills: List[SkillDescription]
 
 
 class PresentedValue(TypedDict):

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ...errors import McpRuntimeError, SkillRefused
+from ...protocol.payloads import SkillDescription
 from ...protocol.wire import escape_json_surrogates
 from .skill_names import parse_skill_name
 from .source import to_one_line
@@ -50,7 +51,7 @@ class Guide:
         return str(hash(self.body))
 
     @property
-    def listing(self) -> dict[str, Any]:
+    def listing(self) -> SkillDescription:
         """The guide as listings of skills show it."""
         return {
             "name": self.name,

@@ -28,6 +28,7 @@ from ...errors import (
 )
 from ...journal.call_scope import find_call_scope
 from ...journal.store import Journal
+from ...protocol.payloads import SkillListing, SkillSource
 from .guides import Guide, GuideFolders, read_guide_files
 from .model import Skill, SkillEvent, active_skills, pick_version
 from .search_index import SkillIndex
@@ -213,13 +214,13 @@ class SkillLibrary:
                 return None  # the journal has it, which is its purpose
         raise CallFailed("unknown_skill", f"There is no call {target!r:.80}.")
 
-    async def _handle_search(self, query: Any, limit: Any) -> dict[str, Any]:
+    async def _handle_search(self, query: Any, limit: Any) -> SkillListing:
         if not isinstance(query, str) or type(limit) is not int:
             raise CallFailed("invalid_arguments", "skills.search takes a text and a number.")
         found, _ = await self.search(query, max(1, min(limit, MAX_SEARCH_RESULTS)))
         return {"skills": [skill.listing for skill in found]}
 
-    async def _handle_source(self, name: Any, version: Any) -> dict[str, Any]:
+    async def _handle_source(self, name: Any, version: Any) -> SkillSource:
         if not isinstance(name, str) or not (version is None or type(version) is int):
             raise CallFailed(
                 "invalid_arguments", "A skill has a name, and a version that is a number."
@@ -288,5 +289,5 @@ def find_record(records: UsageRecords, found: Skill | Guide) -> UsageRecord:
 
 def _source_answer(
     name: str, version: int, state: str, source: str, digest: str = ""
-) -> dict[str, Any]:
+) -> SkillSource:
     return {"skill": name, "version": version, "state": state, "source": source, "digest": digest}

@@ -18,6 +18,7 @@ from ...errors import NotFound
 from ...journal.events import RunValue
 from ...journal.recording import RecordedCall
 from ...journal.rows import LOCAL_PRINCIPAL
+from ...protocol.payloads import SkillDescription
 from ...protocol.suggestions import did_you_mean
 from .skill_names import parse_version
 from .source import (
@@ -203,7 +204,7 @@ class Skill:
         return self.id + self.digest
 
     @property
-    def listing(self) -> dict[str, Any]:
+    def listing(self) -> SkillDescription:
         """The skill as listings show it."""
         return {
             "name": self.name,
