@@ -422,6 +422,24 @@ def is_quiet(runtime: Runtime) -> bool:
     return not any(runtime.count_active_runs().values())
 
 
+def may_ask_for_packages(config: Config) -> bool:
+    """Return whether code may ask for packages."""
+    return config.sandbox.packages_on_demand != "off"
+
+
+async def build_packages_route(config: Config) -> Route:
+    """Return the route by which code asks for packages."""
+    from ..capabilities.packages.package_installer import PackageInstaller
+    from ..capabilities.packages.wheel_cache import WheelCache
+
+    settings = config.sandbox
+    cache = WheelCache(config.server.packages_dir, settings.package_mb * MB)
+    await to_thread.run_sync(cache.create)
+    mode: Verdict = "ask" if settings.packages_on_demand == "ask" else "allow"
+    installer = PackageInstaller(cache, mode, settings.allowed_packages)
+    return Route(installer.handle_call, lambda _: "read", verdict_for=installer.decide)
+
+
 async def skills_sentence(library: SkillLibrary) -> str:
     """Return a sentence about the skills that exist, with the names of the best ones."""
     try:

@@ -95,7 +95,7 @@ def export_document(
             row = await resolve_run(journal, name, principal)
             session = await journal.load_session(row.session_id)
             return build_run_page(session, await load_recorded_run(journal, row))
-        session = await find_session(journal, name, principal)
+        session = await find_any_session(journal, name, principal)
         rows = await journal.load_lineage(session.tip)
         return build_notebook(session, [await load_recorded_run(journal, row) for row in rows])
 

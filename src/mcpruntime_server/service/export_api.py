@@ -13,7 +13,7 @@ from ..exports.csv_table import build_csv
 from ..exports.notebook import build_notebook
 from ..exports.run_page import build_run_page
 from ..journal.rows import SessionRow
-from ..runtime.run_history import RecordedRun, load_run
+from ..runtime.run_history import RecordedRun, load_recorded_run
 from ..server.run_lookup import RunLookup
 from .api_services import ApiServices
 from .authentication import find_principal
@@ -59,14 +59,14 @@ class ExportApi:
                 f"There is no session {handle!r:.80}.", remedy="GET /sessions lists the sessions."
             ) from None
         rows = await self._journal.load_lineage(session.tip)
-        runs = [await load_run(self._journal, row) for row in rows]
+        runs = [await load_recorded_run(self._journal, row) for row in rows]
         text = await to_thread.run_sync(build_notebook, session, runs)
         return build_download(text, NOTEBOOK_TYPE, f"{session.name or session.id}.ipynb")
 
     async def _load_run(self, request: Request) -> tuple[RecordedRun, SessionRow]:
         lookup = RunLookup(self._runtime, find_principal(request.scope))
         row, session = await lookup.load_run_rows(request.path_params["run_id"])
-        return await load_run(self._journal, row), session
+        return await load_recorded_run(self._journal, row), session
 
 
 def build_download(text: str, media_type: str, name: str) -> Response:

@@ -17,7 +17,7 @@ from ..journal.rows import RunRow
 from ..protocol.truncation import truncate_text
 from ..runtime.inspector import QUESTION_TIMEOUT_S, ProbeRequest
 from ..runtime.run_diff import diff_runs, diff_to_json
-from ..runtime.run_history import load_run
+from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import display_value
 from ..server.run_lookup import RunLookup
 from .api_models import MediaDocument
@@ -137,7 +137,7 @@ class InspectionApi:
     async def list_calls(self, request: Request) -> Response:
         """Return the calls of a run with their recorded answers."""
         row, _ = await self._find_run(request)
-        run = await load_run(self._runtime.journal, row)
+        run = await load_recorded_run(self._runtime.journal, row)
         listed = [call for call in run.calls if call.in_ledger]
         return document_response(
             RecordedCallsDocument(

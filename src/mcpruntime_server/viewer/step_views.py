@@ -24,7 +24,7 @@ from ..journal.events import (
 from ..journal.recording import RecordedCall
 from ..journal.rows import UNDONE_FLAG, RunRow, SessionRow, StoredEvent
 from ..protocol.truncation import truncate_text
-from ..runtime.call_journal import CallStatus
+from ..runtime.call_ledger import CallStatus
 from ..runtime.plan import Plan
 from ..runtime.run_history import RecordedRun, build_recorded_run, ledger_entry_of
 from ..runtime.run_report import PendingQuestionView
