@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance openapi deployment-tools browser demo test test-all lint check attack fuzz coverage bench load bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance openapi deployment-tools browser demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -76,6 +76,24 @@ coverage: image upstreams agents conformance openapi deployment-tools browser
 
 bench: image upstreams
 	@$(BIN)/python -m bench perf
+
+# Every part of the bench once, small, with the scripted model and no network: under three minutes.
+SMOKE := bench/results/smoke
+ONE_OF_EACH := --categories calculator filesystem database chained --limit 1
+
+bench-smoke: image
+	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
+	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
+	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
+	@$(BIN)/python -m bench run same-tape --limit 4 --json $(SMOKE)/same-tape.json
+	@$(BIN)/python -m bench run undo --quick --json $(SMOKE)/undo.json
+	@$(BIN)/python -m bench run density --quick --json $(SMOKE)/density.json
+	@$(BIN)/python -m bench perf --quick --only warm_run --json $(SMOKE)/perf.json
+	@$(BIN)/python -m bench report $(SMOKE)/*.json --into $(SMOKE)
+
+# docs/benchmarks.md and the figures of the README, from all results in bench/results.
+bench-report: setup
+	@$(BIN)/python -m bench report
 
 # Fifty clients for five minutes over HTTP: nothing else may work on the machine.
 load: image upstreams

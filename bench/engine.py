@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,16 @@ class ServerContainers:
         """Find the server: the name of its lock file is the label of its containers."""
         lock = next(self._servers.glob("*.lock"))
         self._owner, self._pid = lock.stem, int(lock.read_text())
+
+    @property
+    def pid(self) -> int:
+        """The process of the server."""
+        return self._pid
+
+    def server_memory_mb(self) -> float:
+        """Return the resident memory of the server."""
+        pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     def processor_ms(self) -> float:
         """Return the processor time that the server itself has used, all threads together."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .plots import plot_bars, plot_crossover
 from .report import WriteSection, describe_run, markdown_table
 from .results import SuiteResult
+from .statistics import percentile, wilson_interval
+
+MODE_NAMES = {"llm": "programs", "function-calling": "function calls"}
+GOLD_NOTE = """\
+The model is scripted and makes no mistakes (`gold`): as a programmer it reads the help of the
+servers that a task needs and writes the reference program; as a caller of functions it makes the
+calls of that program, one a turn. So these figures show what a mode costs at best, and nothing
+about how often a real model is right.
+"""
 
 
 def write_rows(title: str, command: str) -> WriteSection:
@@ -44,12 +55,257 @@ def format_row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+# MRBS ---------------------------------------------------------------------------------------------
+
+
+def write_mrbs(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section of the task suite: a line for each mode, then by groups."""
+    parts = ["## MRBS: tasks on MCP servers\n"]
+    parts += [describe_run(each, mrbs_command(each)) for each in results]
+    if any(each.model == "gold" for each in results):
+        parts.append(GOLD_NOTE)
+    header = ["mode", "model", "right (95 % interval)", "seconds", "calls", "turns"]
+    header += ["before the first call", "tokens in", "tokens out", "USD"]
+    parts.append(markdown_table(header, [summarize_mode(each) for each in results]))
+    parts.append("Medians of a task; tokens and USD are sums over all tasks.\n")
+    for key, title in (
+        ("category", "Category"),
+        ("difficulty", "Difficulty"),
+        ("fan_out", "Calls"),
+    ):
+        parts.append(group_table(results, key, title))
+    return "\n".join(parts)
+
+
+def mrbs_command(result: SuiteResult) -> str:
+    """Return the command that repeats a result."""
+    model = f" --model {result.model}" if result.model else ""
+    catalogue = result.details["options"].get("catalogue")
+    tools = f" --catalogue {catalogue}" if catalogue else ""
+    return f"python -m bench run mrbs --mode {result.mode}{model}{tools} --seed {result.seed}"
+
+
+def summarize_mode(result: SuiteResult) -> list[str]:
+    """Return the line of one mode."""
+    tasks = result.details["tasks"]
+    right = sum(task["is_right"] for task in tasks)
+    usage = [task["usage"] for task in tasks]
+    first = [task["turns_before_call"] for task in tasks]
+
+    def median(values: Iterable[float]) -> str:
+        return f"{statistics.median(values):.3g}"
+
+    has_model = bool(result.model)
+    return [
+        result.mode,
+        result.model or "-",
+        f"{right} of {len(tasks)}, {wilson_interval(right, len(tasks)).as_percent()}",
+        median(task["seconds"] for task in tasks),
+        median(task["calls"] for task in tasks),
+        median(each["turns"] for each in usage) if has_model else "-",
+        f"{median(first)} turns" if has_model else "-",
+        f"{sum(each['tokens_in'] for each in usage):,}" if has_model else "-",
+        f"{sum(each['tokens_out'] for each in usage):,}" if has_model else "-",
+        f"{sum(each['usd'] for each in usage):.4f}" if has_model else "-",
+    ]
+
+
+def group_table(results: Sequence[SuiteResult], key: str, title: str) -> str:
+    """Return a table of right tasks and tokens in, by groups of tasks."""
+    groups = list(dict.fromkeys(task[key] for each in results for task in each.details["tasks"]))
+    rows = []
+    for group in groups:
+        row = [group]
+        for result in results:
+            tasks = [task for task in result.details["tasks"] if task[key] == group]
+            right = sum(task["is_right"] for task in tasks)
+            tokens = sum(task["usage"]["tokens_in"] for task in tasks) / max(1, len(tasks))
+            row.append(f"{right}/{len(tasks)}" + (f", {tokens:,.0f} tokens" if tokens else ""))
+        rows.append(row)
+    return markdown_table([title, *(each.mode for each in results)], rows)
+
+
+# experiments --------------------------------------------------------------------------------------
+
+
+def write_context_cost(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on what reaches the model, with the crossover of each catalogue."""
+    result = results[-1]
+    points = result.details["points"]
+    panels: dict[int, dict[str, list[tuple[int, float]]]] = {}
+    for point in points:
+        way = MODE_NAMES[point["mode"]]
+        panel = panels.setdefault(point["catalogue"], {})
+        panel.setdefault(way, []).append((max(1, point["calls"]), point["tokens"]))
+    rows = []
+    for catalogue, ways in panels.items():
+        totals = {way: sum(tokens for _, tokens in found) for way, found in ways.items()}
+        rows.append(
+            [
+                f"{catalogue:,}",
+                f"{totals['programs']:,}",
+                f"{totals['function calls']:,}",
+                f"{totals['function calls'] / totals['programs']:.1f}x",
+                describe_crossover(points, catalogue),
+            ]
+        )
+    header = (
+        "tools",
+        "tokens, programs",
+        "tokens, function calls",
+        "ratio",
+        "who needs fewer tokens",
+    )
+    command = f"python -m bench run context-cost --seed {result.seed}"
+    head = f"## What reaches the model\n{describe_run(result, command)}\n{GOLD_NOTE}"
+    return f"{head}\n{markdown_table(header, rows)}\n{plot_crossover(panels, plots)}"
+
+
+def describe_crossover(points: Sequence[Mapping[str, Any]], catalogue: int) -> str:
+    """Return for how many tasks function calls win, and up to which number of calls."""
+    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for point in points:
+        if point["catalogue"] == catalogue:
+            by_task.setdefault(point["task"], {})[point["mode"]] = point
+    won = [
+        ways["llm"]["calls"]
+        for ways in by_task.values()
+        if ways["function-calling"]["tokens"] < ways["llm"]["tokens"]
+    ]
+    if not won:
+        return f"programs in all {len(by_task)} tasks"
+    return f"function calls in {len(won)} of {len(by_task)} tasks, of up to {max(won)} calls"
+
+
+def write_same_tape(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on replays."""
+    result = results[-1]
+    same, total = result.details["same"]
+    took = [each.samples[0] for each in result.measurements if each.unit == "ms"]
+    command = f"python -m bench run same-tape --seed {result.seed}"
+    text = (
+        f"{same} of {total} recorded programs were the same as recorded when another server "
+        "replayed them from a moved data folder, with every upstream server gone "
+        f"({wilson_interval(same, total).as_percent()}). A replay, its sandbox included, took "
+        f"{statistics.median(took):.0f} ms (median) and {percentile(took, 0.99):.0f} ms (p99).\n"
+    )
+    named = "".join(f"- {name}: {note}\n" for name, note in result.failures.items())
+    return f"## Same tape\n{describe_run(result, command)}\n{text}{named}"
+
+
+def write_kills(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on kills."""
+    result = results[-1]
+    rows = [
+        [
+            name.partition(", ")[0],
+            {"recovered": "resumed, with the ledger", "retried": "naive retry"}[
+                name.partition(", ")[2]
+            ],
+            str(found["kills"]),
+            f"{1e3 * found['doubled'] / found['kills']:.0f}",
+            f"{1e3 * found['lost'] / found['kills']:.0f}",
+        ]
+        for name, found in result.details.items()
+    ]
+    header = ("killed", "client", "kills", "doubled per 1,000 kills", "lost per 1,000 kills")
+    command = "python -m bench run kill-anywhere"
+    return f"## Kill anywhere\n{describe_run(result, command)}\n{markdown_table(header, rows)}"
+
+
+def write_undo(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on rewinds and forks."""
+    result = results[-1]
+    bars = {
+        each.name: statistics.median(each.samples)
+        for each in result.measurements
+        if each.unit == "ms"
+    }
+    right, programs = result.details["restored"]
+    text = (
+        f"{right} of {programs} random programs had exactly the earlier variables and files after "
+        f"a rewind ({wilson_interval(right, programs).as_percent()}). `docker commit` keeps "
+        "neither memory nor a workspace in tmpfs; pickling fails for what cannot be pickled.\n"
+    )
+    command = f"python -m bench run undo --seed {result.seed}"
+    table = markdown_table(("what", "median"), [[n, f"{ms:.3g} ms"] for n, ms in bars.items()])
+    plot = plot_bars("Going back", "ms (log)", bars, plots, "undo", log=True)
+    return f"## Undo\n{describe_run(result, command)}\n{text}\n{table}\n{plot}"
+
+
+def write_density(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on many sessions."""
+    result = results[-1]
+    rows = [
+        [
+            each.name,
+            f"{statistics.median(each.samples):.4g} {each.unit}",
+            f"{percentile(each.samples, 0.99):.4g} {each.unit}",
+        ]
+        for each in result.measurements
+    ]
+    facts = result.details
+    text = (
+        f"In {facts['soak_s']:.0f} s of steady work ({facts['soak_runs']} runs) the memory of the "
+        f"server changed by {facts['slope_kb_per_minute']:+.0f} kB a minute.\n"
+    )
+    table = markdown_table(("what", "median", "p99"), rows)
+    command = "python -m bench run density"
+    return f"## Density\n{describe_run(result, command)}\n{table}\n{text}"
+
+
+def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on long texts: mean scores by length and strategy."""
+    result = results[-1]
+    lines = result.details["lines"]
+    sizes = sorted({1 << (line["characters"] - 1).bit_length() for line in lines})
+    strategies = list(dict.fromkeys(line["strategy"] for line in lines))
+    rows = []
+    for size in sizes:
+        row = [f"2^{size.bit_length() - 1}"]
+        for strategy in strategies:
+            scores = [
+                line["score"]
+                for line in lines
+                if line["strategy"] == strategy and size / 2 < line["characters"] <= size
+            ]
+            row.append(f"{statistics.fmean(scores):.2f}")
+        rows.append(row)
+    text = "Mean scores of six kinds of questions. The reader is a lexicon, and no real model.\n"
+    command = "python -m bench run long-context"
+    table = markdown_table(["characters", *strategies], rows)
+    return f"## Long texts\n{describe_run(result, command)}\n{text}\n{table}"
+
+
 def readme_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, str]:
     """Return the figures for the README, by the names of their marks."""
-    return {}
+    lines = []
+    for result in results.get("mrbs", ()):
+        tasks = result.details["tasks"]
+        right = sum(task["is_right"] for task in tasks)
+        tokens = sum(task["usage"]["tokens_in"] for task in tasks)
+        model = f", model `{result.model}`: {tokens:,} tokens in" if result.model else ""
+        lines.append(f"- MRBS, {result.mode}: {right} of {len(tasks)} tasks right{model}.")
+    for result in results.get("same-tape", ()):
+        same, total = result.details["same"]
+        lines.append(
+            f"- {same} of {total} recorded programs replayed the same from a moved data folder, "
+            "with all upstream servers gone."
+        )
+    for result in results.get("undo", ()):
+        right, programs = result.details["restored"]
+        lines.append(f"- {right} of {programs} random programs were restored exactly by a rewind.")
+    return {"figures": "\n".join(lines)} if lines else {}
 
 
 SECTIONS: dict[str, WriteSection] = {
+    "mrbs": write_mrbs,
+    "context-cost": write_context_cost,
+    "kill-anywhere": write_kills,
+    "same-tape": write_same_tape,
+    "undo": write_undo,
+    "density": write_density,
     "perf": write_rows("Speed", "python -m bench perf"),
     "load": write_rows("Many clients over HTTP", "python -m bench run load"),
+    "long-context": write_long_context,
 }

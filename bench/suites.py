@@ -29,6 +29,11 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("mrbs", "tasks on MCP servers, by programs or function calls", "mrbs.suite"),
+        Suite("kill-anywhere", "effects doubled or lost by kills", "kill_anywhere"),
+        Suite("same-tape", "replays without upstream servers, from a moved folder", "same_tape"),
+        Suite("context-cost", "tokens of programs and function calls", "context_cost"),
+        Suite("undo", "rewind and fork, and whether they are right", "undo"),
+        Suite("density", "many live sessions, and memory under steady work", "density"),
         Suite("perf", "overhead of runs, calls and sessions, beside bare baselines", "perf"),
         Suite("load", "many clients over HTTP, beside a bare server", "load"),
         Suite("inputs", "how soon a large file is readable, and passes over it", "context"),

@@ -1,0 +1,85 @@
+"""The plots of the report, each as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GRAY, GREEN = "#2f6fb2", "#e08a2e", "#8a8f98", "#3d9970"
+COLOURS = {"programs": BLUE, "function calls": ORANGE}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "axes.axisbelow": True,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "svg.hashsalt": "bench",  # equal figures give equal files
+    "savefig.bbox": "tight",
+}
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Write a figure as PNG and SVG; return the Markdown that shows it."""
+    figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+    return f"![{name.replace('-', ' ')}](benchmarks/{name}.png)\n"
+
+
+def plot_crossover(
+    points: Mapping[int, Mapping[str, Sequence[tuple[int, float]]]], folder: Path
+) -> str:
+    """Plot (calls, tokens) of each task, in a panel for each size of the catalogue."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(points), figsize=(3.1 * len(points), 3.2), sharey=True, squeeze=False
+        )
+        for panel, (catalogue, ways) in zip(axes[0], points.items(), strict=True):
+            draw_panel(panel, f"{catalogue:,} tools", ways)
+        axes[0][0].set_ylabel("tokens of a task")
+        axes[0][0].legend(frameon=False, loc="lower right")
+        return save_figure(figure, folder, "context-cost")
+
+
+def draw_panel(panel: Axes, title: str, ways: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Draw the tasks of one size of the catalogue."""
+    for way, found in ways.items():
+        calls, tokens = zip(*sorted(found), strict=True)
+        panel.scatter(calls, tokens, s=22, color=COLOURS[way], label=way, alpha=0.85, linewidth=0)
+    panel.set(title=title, xlabel="calls", xscale="log", yscale="log")
+
+
+def plot_bars(
+    title: str, unit: str, bars: Mapping[str, float], folder: Path, name: str, log: bool = False
+) -> str:
+    """Plot a horizontal bar for each value."""
+    with plt.rc_context(STYLE):
+        figure, panel = plt.subplots(figsize=(7.2, 0.8 + 0.34 * len(bars)))
+        names = list(bars)[::-1]
+        colours = [BLUE if is_ours(each) else GRAY for each in names]
+        drawn = panel.barh(names, [bars[each] for each in names], color=colours, height=0.62)
+        panel.bar_label(drawn, fmt=lambda value: f"{value:,.3g}", padding=4, color="#444")
+        panel.set(title=title, xlabel=unit)
+        panel.margins(x=0.12)
+        panel.grid(axis="y", visible=False)
+        if log:
+            panel.set_xscale("log")
+        return save_figure(figure, folder, name)
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a bar is of what is measured, and not of an alternative."""
+    return name.startswith(("rewind", "fork", "resumed", "programs"))

@@ -1,0 +1,89 @@
+"""Results have one format, are compared with significance, and become documents by code."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from bench.comparison import compare_files, compare_results
+from bench.report import fill_marks, write_report
+from bench.results import SuiteResult, read_result, record_result
+from bench.statistics import percentile, wilson_interval
+
+
+def write_result(file: Path, suite: str, samples: dict[str, list[float]]) -> SuiteResult:
+    with record_result(suite, file, seed=7) as recorder:
+        for name, values in samples.items():
+            recorder.add(name, "ms", values)
+        recorder.details["same"] = [9, 10]
+    return read_result(file)
+
+
+def test_a_result_says_where_it_was_measured(tmp_path: Path) -> None:
+    result = write_result(tmp_path / "new" / "one.json", "same-tape", {"a": [1.0, 2.0]})
+    assert (result.suite, result.seed, result.schema_version) == ("same-tape", 7, 1)
+    where = result.environment
+    assert where.commit
+    assert where.processors
+    assert where.packages["mcp"]
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    file.write_text('{"suite": "perf"}')
+    assert write_report([file], tmp_path) == 2
+    assert compare_files(file, file, seed=0) == 2
+
+
+def test_only_a_significant_change_is_a_regression(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    base = [10 + draw.random() for _ in range(40)]
+    before = write_result(tmp_path / "a.json", "x", {"fast": base, "slow": base, "pair": [1.0]})
+    after = write_result(
+        tmp_path / "b.json",
+        "x",
+        {"fast": base[::-1], "slow": [each * 1.5 for each in base], "pair": [1.0]},
+    )
+    verdicts = {change.name: change.verdict for change in compare_results(before, after, 0)}
+    assert verdicts == {"fast": "same", "slow": "worse", "mean over 1 pairs": "same"}
+    assert compare_files(tmp_path / "a.json", tmp_path / "b.json", seed=0) == 1
+    assert compare_files(tmp_path / "a.json", tmp_path / "a.json", seed=0) == 0
+    again = {change.interval for change in compare_results(before, after, 0)}
+    assert again == {change.interval for change in compare_results(before, after, 0)}
+
+
+def test_a_report_is_written_once_and_checked_afterwards(tmp_path: Path) -> None:
+    file = tmp_path / "tape.json"
+    write_result(file, "same-tape", {"a: replay": [5.0], "b: replay": [7.0]})
+    readme = tmp_path / "README.md"
+    readme.write_text("# x\n<!-- bench:figures -->\nstale\n<!-- /bench:figures -->\nend\n")
+    assert write_report([file], tmp_path) == 0
+    assert "9 of 10" in (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "9 of 10" in readme.read_text()
+    assert "stale" not in readme.read_text()
+    assert write_report([file], tmp_path, check=True) == 0
+    write_result(file, "same-tape", {"a: replay": [50.0]})
+    assert write_report([file], tmp_path, check=True) == 1
+
+
+def test_marks_keep_the_text_around_them() -> None:
+    text = "a\n<!-- bench:x -->\nold\n<!-- /bench:x -->\nb"
+    expected = "a\n<!-- bench:x -->\nnew\n<!-- /bench:x -->\nb"
+    assert fill_marks(text, {"x": "new", "y": "unused"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"), [(66, 66, 0.945, 1.0), (0, 10, 0.0, 0.278)]
+)
+def test_wilson_intervals_are_those_of_the_tables(
+    successes: int, total: int, low: float, high: float
+) -> None:
+    found = wilson_interval(successes, total)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.001)
+
+
+def test_percentiles_are_nearest_ranks() -> None:
+    values = list(range(1, 101))
+    assert [percentile(values, share) for share in (0.0, 0.5, 0.99, 1.0)] == [1, 50, 99, 100]
