@@ -151,12 +151,18 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
+def module_name(name: str) -> str:
+    """Return a name as code in a sandbox writes it."""
+    return name.replace("-", "_")
+
+
 def measure(search: Search, queries: Queries) -> tuple[float, float]:
     """Return recall@3 and MRR."""
     ranks: list[int] = []
     for query, name in queries:
-        found = list(search(query))
-        ranks.append(found.index(name) + 1 if name in found else 0)
+        found = [module_name(each) for each in search(query)]
+        wanted = module_name(name)
+        ranks.append(found.index(wanted) + 1 if wanted in found else 0)
     recall = sum(0 < rank <= FOUND_COUNT for rank in ranks) / len(ranks)
     return recall, sum(1 / rank for rank in ranks if rank) / len(ranks)
 
