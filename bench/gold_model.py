@@ -1,8 +1,9 @@
 """A scripted model that makes no mistakes: it shows what a mode costs, and not what a model can do.
 
-As a programmer it first looks at the help of the servers that a task needs, then writes the
-reference program. As a caller of functions it makes the calls that the reference program made, one
-a turn, and then says the value. It is served by the bench's own model server (`fake_llm`).
+As a programmer it first reads the help of the servers that a task needs, then that of each function
+that it will use, and then writes the reference program. As a caller of functions it makes the calls
+that the reference program made, one a turn, and then says the value. It is served by the bench's
+own model server (`fake_llm`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .agents import ANSWER_MARK
 from .models import ChatModel
 
 GOLD = "gold"
-LOOK_PROGRAM = "import tools\nfor server in ({servers}):\n    help(server)"
+LOOK_PROGRAM = "import tools\nfor each in ({names}):\n    help(each)"
 
 
 @contextmanager
@@ -30,12 +31,16 @@ def start_gold_model(seed: int) -> Iterator[tuple[ChatModel, fake_llm.ModelServe
         )
 
 
-def script_programs(program: str, servers: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the answers of a programmer: a look at the help, and the reference program."""
-    names = "".join(f"tools.{server}, " for server in servers)
-    look = LOOK_PROGRAM.format(servers=names)
+def script_programs(program: str, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the answers of a programmer: two looks at the help, and the reference program."""
+    servers = dict.fromkeys(f"tools.{call['server']}" for call in calls)
+    functions = dict.fromkeys(f"tools.{call['server']}.{call['tool']}" for call in calls)
+    looks = (
+        LOOK_PROGRAM.format(names="".join(f"{each}, " for each in names))
+        for names in (servers, functions)
+    )
     return [
-        {"reply": f"I look at what there is.\n```python\n{look}\n```"},
+        *({"reply": f"I look at what there is.\n```python\n{look}\n```"} for look in looks),
         {"reply": f"This does it.\n```python\n{ANSWER_MARK}\n{program.strip()}\n```"},
     ]
 

@@ -14,10 +14,10 @@ from .statistics import percentile, wilson_interval
 
 MODE_NAMES = {"llm": "programs", "function-calling": "function calls"}
 GOLD_NOTE = """\
-The model is scripted and makes no mistakes (`gold`): as a programmer it reads the help of the
-servers that a task needs and writes the reference program; as a caller of functions it makes the
-calls of that program, one a turn. So these figures show what a mode costs at best, and nothing
-about how often a real model is right.
+The model is scripted and makes no mistakes (`gold`). As a programmer it reads the help of the
+servers that a task needs, then that of each function, and then writes the reference program. As a
+caller of functions it makes the calls of that program, one a turn. So these figures show what a
+mode costs at best, and nothing about how often a real model is right.
 """
 
 

@@ -171,8 +171,7 @@ class TaskRunner:
         if self.mode == "function-calling":
             self.script.set_script(*script_calls(calls, answer.value))
         else:
-            servers = [name for name in SERVERS if any(call["server"] == name for call in calls)]
-            self.script.set_script(*script_programs(program, servers))
+            self.script.set_script(*script_programs(program, calls))
 
 
 @asynccontextmanager
