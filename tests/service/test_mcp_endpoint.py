@@ -8,10 +8,8 @@ from typing import Any
 import anyio
 from mcp.server import MCPServer
 
-from mcpruntime_server.config import HttpSettings
 from mcpruntime_server.server.delivery import FindCursor
 from mcpruntime_server.service.mcp_endpoint import PrincipalServers
-from mcpruntime_server.service.request_checks import allowed_headers
 
 
 async def test_the_server_that_is_unused_longest_makes_room_for_another() -> None:
@@ -22,7 +20,7 @@ async def test_the_server_that_is_unused_longest_makes_room_for_another() -> Non
         return MCPServer(principal)
 
     async with anyio.create_task_group() as tasks:
-        servers = PrincipalServers(open_server, allowed_headers(HttpSettings()), tasks, 2)
+        servers = PrincipalServers(open_server, tasks, 2)
         async with servers.use_manager("ann") as anns:
             for principal in ("bob", "eve", "dan"):  # each needs the place of the one before
                 async with servers.use_manager(principal):

@@ -82,6 +82,8 @@ class ClientQuestions:
 
     def _questions_for_client(self, ctx: Context[Any], run: Run) -> list[PendingQuestion]:
         questions: list[PendingQuestion] = []
+        if not run.questions.open_questions:
+            return questions
         may_ask = self.asks_person and may_approve(ctx)
         if may_ask and elicitation.client_supports_forms(ctx):
             in_forms = self._find_cursor(ctx).questions_in_forms(run.id)
@@ -94,9 +96,11 @@ class ClientQuestions:
 
     def find_shown(self, ctx: Context[Any], run: Run) -> set[str]:
         """Return the ids of what `run` waits for that the client shows in other forms already."""
+        agent_question = run.questions.agent_question
+        if not agent_question and not run.questions.open_questions:
+            return set()
         cursor = self._find_cursor(ctx)
         shown = cursor.questions_in_forms(run.id)
-        agent_question = run.questions.agent_question
         agent_runs = self._lookup.agent_runs_of(run)
         if agent_question and any(cursor.questions_in_forms(each.id) for each in agent_runs):
             shown.add(agent_question)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from math import ceil
 from typing import Protocol, cast
 
@@ -126,14 +127,14 @@ class Authentication:
         """Return who sends a request; raises `InvalidToken`, `RateLimited`, `Unavailable`."""
         if self._tokens is None:
             return LOCAL_CALLER
-        token, address = read_bearer_token(scope), client_address(scope)
+        token = read_bearer_token(scope)
         known = digest_token(token)
         if known not in self._known_tokens:  # who has been here may come back from any address
-            self.limits.check_address(address)
+            self.limits.check_address(client_address(scope))
         try:
             caller = await self._find_caller(self._tokens, token)
         except InvalidToken:
-            self.limits.count_failure(address)
+            self.limits.count_failure(client_address(scope))
             raise
         self._remember_token(known)
         self.limits.count_request(caller.principal, scope)
@@ -244,11 +245,12 @@ def count_request(caller: Caller, scope: RequestScope) -> None:
     scope["headers"] = [each for each in scope["headers"] if each[0] != AUTHORIZATION]
     scope[CALLER_KEY] = caller
     scope["auth"] = AuthCredentials(order_scopes(caller.scopes))
-    scope["user"] = AuthenticatedUser(
-        SdkAccessToken(
-            token="",
-            client_id=caller.principal,
-            scopes=list(order_scopes(caller.scopes)),
-            subject=caller.principal,
-        )
+    scope["user"] = build_user(caller.principal, order_scopes(caller.scopes))
+
+
+@lru_cache(MAX_KNOWN_TOKENS)
+def build_user(principal: str, scopes: tuple[Scope, ...]) -> AuthenticatedUser:
+    """Return a user as the MCP SDK has it, without a token."""
+    return AuthenticatedUser(
+        SdkAccessToken(token="", client_id=principal, scopes=list(scopes), subject=principal)
     )

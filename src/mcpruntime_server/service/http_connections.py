@@ -23,7 +23,62 @@ RECEIVE_TIMEOUT_S = 60.0  # for all of a request, the body included
 LINGER_S = 2.0  # for a client to read why its request was refused
 KEEP_ALIVE_S = 60  # of a connection between two requests
 MAX_FILES = 65_536  # that the process opens, connections included
+MAX_JOINED_BYTES = 64 * 1024  # that wait for the rest of what is written in the same turn
 UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that has not sent all of a request
+
+
+class JoinedWrites(asyncio.Transport):
+    """Sends what is written in one turn of the event loop in one piece."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data` at the end of this turn, or with `flush`."""
+        if not data:
+            return
+        if not self._waiting:
+            self._loop.call_soon(self.flush)
+        self._waiting.append(bytes(data))
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > MAX_JOINED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits."""
+        if self._waiting:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+            self._transport.write(b"".join(waiting))
+
+    def close(self) -> None:
+        """Send what waits, then close the connection."""
+        self.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._waiting.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Return whether the connection is closed, or soon will be."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what is known of the socket."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Receive nothing until `resume_reading`."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Receive again."""
+        self._transport.resume_reading()
 
 
 class HttpConnection(H11Protocol):
@@ -41,7 +96,8 @@ class HttpConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first request."""
-        super().connection_made(transport)
+        self._writes = JoinedWrites(transport, self.loop)
+        super().connection_made(self._writes)
         self._start_deadline()
         if len(self.connections) > MAX_CONNECTIONS:
             close_longest_waiting(self.connections)
@@ -61,6 +117,7 @@ class HttpConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request; a client that still sends a refused one has `LINGER_S`."""
+        self._writes.flush()
         self.waits_since = self.loop.time()
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:

@@ -90,7 +90,7 @@ async def run_http_server(
     allow_many_files()
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
-        endpoint = McpEndpoint(PrincipalServers(open_server, security, tasks))
+        endpoint = McpEndpoint(PrincipalServers(open_server, tasks))
         authentication = Authentication(tokens, settings)
         routes = [
             *operations.build_routes(authentication, tasks),

@@ -17,8 +17,9 @@ import math
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -29,7 +30,6 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http import MCP_SESSION_ID_HEADER, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import INVALID_PARAMS, InitializeRequestParams
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -44,6 +44,7 @@ MAX_ID_CHARS = 2_000  # proxies limit the size of headers
 PRINCIPAL_DIGITS = 16
 CONNECTION_ID = re.compile(r"([0-9a-f]{32})([0-9a-f]{16})\.([A-Za-z0-9_-]{2,})")
 ID_HEADER = MCP_SESSION_ID_HEADER.lower().encode()
+HEADER_KEYWORD = "x-mcp-header"  # of the schema of a parameter
 RESUME_HEADER = b"last-event-id"  # streams are not resumed: a new one takes the place of the old
 KEPT_HEADERS = (b"host", b"origin", b"user-agent")  # what the SDK checks, and what logs name
 
@@ -93,16 +94,11 @@ def principal_digest(principal: str, number: str) -> str:
 class ConnectionManager(StreamableHTTPSessionManager):
     """The SDK's manager, whose connections can be opened again by their ids."""
 
-    def __init__(
-        self, server: Server[Any], security: TransportSecuritySettings, principal: str
-    ) -> None:
-        super().__init__(
-            server,
-            security_settings=security,
-            session_idle_timeout=IDLE_TIMEOUT_S,
-            max_sessions=MAX_CONNECTIONS,
-        )
+    def __init__(self, server: Server[Any], principal: str) -> None:
+        super().__init__(server, session_idle_timeout=IDLE_TIMEOUT_S, max_sessions=MAX_CONNECTIONS)
         server.middleware.append(refuse_long_opening)
+        if server.get_tool_input_schema is not None:
+            server.get_tool_input_schema = find_header_schemas(server.get_tool_input_schema)
         self._principal = principal
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._reopening = anyio.Lock()
@@ -198,6 +194,23 @@ class ConnectionManager(StreamableHTTPSessionManager):
         elif not transport.is_terminated:
             with anyio.CancelScope(shield=True):
                 await transport.terminate()
+
+
+FindSchema = Callable[[str], Mapping[str, Any] | None]
+
+
+def find_header_schemas(find_schema: FindSchema) -> FindSchema:
+    """Return what finds the schemas of those tools that have parameters in headers, too.
+
+    The SDK compares the two in each request; it need not look for what is not there.
+    """
+
+    @lru_cache
+    def find(name: str) -> Mapping[str, Any] | None:
+        schema = find_schema(name)
+        return schema if HEADER_KEYWORD in json.dumps(schema) else None
+
+    return find
 
 
 async def refuse_long_opening(

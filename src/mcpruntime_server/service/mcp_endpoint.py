@@ -18,7 +18,6 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from mcp.server import MCPServer
-from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -55,12 +54,10 @@ class PrincipalServers:
     def __init__(
         self,
         open_server: OpenMcpServer,
-        security: TransportSecuritySettings,
         tasks: TaskGroup,
         max_servers: int = MAX_SERVERS,
     ) -> None:
         self._open_server = open_server
-        self._security = security
         self._tasks = tasks
         self._max_servers = max_servers
         self._servers: OrderedDict[str, PrincipalServer] = OrderedDict()  # last used last
@@ -69,13 +66,14 @@ class PrincipalServers:
     @asynccontextmanager
     async def use_manager(self, principal: str) -> AsyncIterator[ConnectionManager]:
         """Yield what handles the requests of a principal, and keep it until it has done so."""
-        async with self._starting:
-            if principal not in self._servers:
-                self._stop_unused()
-                self._servers[principal] = await self._tasks.start(self._serve, principal)
-            self._servers.move_to_end(principal)
-            server = self._servers[principal]
-            server.requests += 1
+        if principal not in self._servers:
+            async with self._starting:
+                if principal not in self._servers:
+                    self._stop_unused()
+                    self._servers[principal] = await self._tasks.start(self._serve, principal)
+        self._servers.move_to_end(principal)
+        server = self._servers[principal]
+        server.requests += 1
         try:
             yield server.manager
         finally:
@@ -93,7 +91,7 @@ class PrincipalServers:
     async def _serve(self, principal: str, *, task_status: TaskStatus[PrincipalServer]) -> None:
         server = await self._open_server(principal, ConnectionCursors().find_cursor)
         # The SDK's own application would check tokens and be one server for all of them.
-        manager = ConnectionManager(server._lowlevel_server, self._security, principal)
+        manager = ConnectionManager(server._lowlevel_server, principal)
         with anyio.CancelScope() as scope:
             async with manager.run():
                 task_status.started(PrincipalServer(manager, scope))
@@ -120,7 +118,8 @@ class McpEndpoint:
                 message = parse_request_body(body)
                 check_scopes(caller, required_scopes(message))
                 body = json.dumps(message, separators=(",", ":")).encode()
-            scope, receive = replace_body(scope, receive, body)
+                scope = declare_length(scope, len(body))
+            receive = receive_again(body, receive)
         async with self._servers.use_manager(caller.principal) as manager:
             if opens_stream(scope):
                 await self._serve_stream(manager, scope, receive, send)
@@ -175,17 +174,22 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-def replace_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:
-    """Return the scope of a request with a new body, and what receives it.
+def declare_length(scope: Scope, length: int) -> Scope:
+    """Return the scope of a request whose body has another length.
 
     The MCP server reads what was checked, even where two parsers of JSON would disagree: about a
     name that occurs twice, for example.
     """
     headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-    headers.append((b"content-length", str(len(body)).encode()))
+    headers.append((b"content-length", str(length).encode()))
+    return {**scope, "headers": headers}
+
+
+def receive_again(body: bytes, receive: Receive) -> Receive:
+    """Return what receives a body, and then what follows it."""
     parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_body() -> Message:
         return parts.pop() if parts else await receive()
 
-    return {**scope, "headers": headers}, receive_body
+    return receive_body

@@ -6,6 +6,7 @@ rebinding). The headers Host and Origin say so.
 
 from __future__ import annotations
 
+from itertools import chain
 from urllib.parse import urlsplit
 
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
@@ -66,7 +67,7 @@ def has_usual_headers(scope: Scope) -> bool:
     """Return whether the first line and the headers of a request are not too large, or too many."""
     headers = scope["headers"]
     size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
-    size += sum(len(name) + len(value) for name, value in headers)
+    size += sum(map(len, chain.from_iterable(headers)))
     return len(headers) <= MAX_HEADERS and size <= MAX_HEADER_BYTES
 
 
