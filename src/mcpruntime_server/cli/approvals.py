@@ -21,6 +21,7 @@ from ..journal.store import Journal
 from ..runtime.pending_questions import (
     ANSWER_WORDS,
     APPROVAL_KIND,
+    CREDENTIAL_KIND,
     IN_DOUBT_KIND,
     MODEL_REQUEST_KIND,
 )
@@ -37,6 +38,7 @@ QUESTION_TEXTS = {
     APPROVAL_KIND: "May this be called?",
     IN_DOUBT_KIND: "The server died during this call. Call it again?",
     MODEL_REQUEST_KIND: "Code asks the client's model.",
+    CREDENTIAL_KIND: "A credential is missing.",
 }
 
 
@@ -70,7 +72,8 @@ def approvals_command(
     QUESTION is the question's id, or `all` for all approvals that the run waits for.
 
     ANSWER is allow (this call), allow_run (all calls of the tool in this run), allow_session
-    (in this session) or deny. If a server died during a call: again, or fail.
+    (in this session) or deny. If a server died during a call: again, or fail. If a credential is
+    missing: decline; the run goes on by itself when it is stored.
     """
     if run is None or question is None:
         return list_open_questions(config, principal, run, as_json=as_json)

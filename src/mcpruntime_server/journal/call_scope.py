@@ -19,10 +19,21 @@ MAX_MODEL_REQUEST_CHARS = 60_000  # of one request to the client's model
 
 
 @dataclass(frozen=True)
+class CredentialRequest:
+    """A credential that a person has to store before a call can be made."""
+
+    url: str  # of the page where a person stores it
+    hints: list[str]  # what is missing, and what to do
+    wait_until_stored: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
 class CallScope:
     """A run and its session, by their ids, their owner, and what a handler can do with the run.
 
-    `ask_client_model` sends a request to the client's model and returns the answer. Inside
+    `ask_client_model` sends a request to the client's model and returns the answer.
+    `ask_for_credential` lets the run wait for a person, if the client can show a page, and returns
+    whether the credential is stored. Inside
     `release_slot` the run's clock stands still and other runs may use its slot. `report_progress`
     sets the text that clients see while the run is unfinished. `describe_call` sets the arguments
     and the outcome that the ledger shows, now and whenever the run is read from the journal.
@@ -35,6 +46,7 @@ class CallScope:
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]
     describe_call: Callable[[dict[str, Any], str], None]
+    ask_for_credential: Callable[[CredentialRequest], Awaitable[bool]]
     data: bytes = b""  # that came with the call
 
 

@@ -218,8 +218,9 @@ class QuestionAsked(Event):
     """The run waits until `expires_at` for the answer to a question about call `call_id`.
 
     `kind` is "approval" (may it be made?), "in_doubt" (a crash may have interrupted it: make it
-    again?) or "question" (the call sends `model_request` to the client's model). The answer also
-    holds for `covered_calls` of a plan. `hints` say where text in the arguments may have come from.
+    again?), "question" (the call sends `model_request` to the client's model) or "credential" (a
+    person has to store one, on the page at `url`). The answer also holds for `covered_calls` of a
+    plan. `hints` say where text in the arguments may have come from, or what a person has to do.
     """
 
     question_id: str  # "q1", ...
@@ -229,14 +230,15 @@ class QuestionAsked(Event):
     covered_calls: list[ApprovedCall] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     model_request: ClientModelRequest | None = None
+    url: str = ""
 
 
 @dataclass(frozen=True)
 class QuestionAnswered(Event):
     """The question has its answer.
 
-    `decision` is "allow", "deny", "again", "fail", "result" (with `value`) or "expired". `scope`
-    is what an approval applies to: "once", "run" or "session".
+    `decision` is "allow", "deny", "again", "fail", "result" (with `value`), "stored", "decline"
+    (credentials) or "expired". `scope` is what an approval applies to: "once", "run" or "session".
     """
 
     question_id: str

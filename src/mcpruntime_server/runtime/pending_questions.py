@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import anyio
 
 from ..errors import CallFailed, Conflict, Forbidden, InvalidRequest
+from ..journal.call_scope import CredentialRequest
 from ..journal.events import (
     ApprovedCall,
     ClientModelRequest,
@@ -39,10 +40,18 @@ APPROVAL_SCOPES: Mapping[str, str] = {
 APPROVAL_KIND = "approval"
 IN_DOUBT_KIND = "in_doubt"
 MODEL_REQUEST_KIND = "question"
+CREDENTIAL_KIND = "credential"
+CREDENTIAL_STORED, CREDENTIAL_DECLINED = "stored", "decline"  # decisions
 ANSWER_WORDS: Mapping[str, tuple[str, ...]] = {
     APPROVAL_KIND: (*APPROVAL_SCOPES, "deny"),
     IN_DOUBT_KIND: ("again", "fail"),
+    CREDENTIAL_KIND: (CREDENTIAL_DECLINED,),  # a stored one is noticed
 }
+MADE_AFTERWARDS = (
+    "allow",
+    "again",
+    CREDENTIAL_STORED,
+)  # after these, the call may have been made
 MODEL_APPROVER = "model"
 BY_MODEL = "the client's model"
 MAX_DENIALS = (
@@ -146,7 +155,7 @@ class QuestionHistory:
         self._unanswered.update(recording.pending_questions)
         for asked in recording.questions:
             answer = recording.answers.get(asked.question_id)
-            if answer is not None and answer.decision not in ("allow", "again"):
+            if answer is not None and answer.decision not in MADE_AFTERWARDS:
                 self._undelivered[question_subject(asked)] = asked.kind, answer
 
     def new_question_id(self) -> str:
@@ -217,6 +226,7 @@ class PendingQuestions:
         expires_s: float,
         allowed_targets: set[str],
         approvals_command: str,
+        shows_pages: bool = False,
     ) -> None:
         self.open_questions: dict[str, PendingQuestion] = {}
         self.timer = WaitingTimer()
@@ -229,6 +239,8 @@ class PendingQuestions:
         self._host = host
         self._expires_s = expires_s
         self._approvals_command = approvals_command
+        self._shows_pages = shows_pages
+        self._declined_urls: set[str] = set()  # of credentials that nobody is asked for again
         self._paused_calls: dict[int, anyio.CancelScope] = {}  # they wait, but for no answer
         self._history = QuestionHistory()
         self._early_answers: dict[str, tuple[Any, str]] = {}  # answer and author, by question
@@ -238,13 +250,18 @@ class PendingQuestions:
         self._history.restore(recording)
         for answer in recording.answers.values():
             self.permissions.record_answer(answer)
+        for asked in recording.questions:
+            if asked.question_id in recording.answers:
+                self._note_declined(asked, recording.answers[asked.question_id])
 
     def was_never_made(self, recorded: RecordedCall) -> bool:
         """Return whether a recorded call without an end was certainly not made.
 
-        That is so if a person had not allowed it yet, or had denied it.
+        That is so if a person had not allowed it yet, or had denied it, or if its credential was
+        missing.
         """
-        return self._history.kind_of((recorded.call_id, "")) == APPROVAL_KIND
+        kind = self._history.kind_of((recorded.call_id, ""))
+        return kind in (APPROVAL_KIND, CREDENTIAL_KIND)
 
     async def ask(
         self,
@@ -255,8 +272,9 @@ class PendingQuestions:
         line: int | None,
         covers: Iterable[ApprovedCall] = (),
         model_request: ClientModelRequest | None = None,
+        credential: CredentialRequest | None = None,
     ) -> QuestionAnswered:
-        """Ask whether a call may be made, or ask the model for it; return the answer."""
+        """Ask whether a call may be made, or for what it needs; return the answer."""
         subject = call_number, canonical_json(model_request) if model_request else ""
         answer = self._history.take_answer(subject)
         if answer is not None:
@@ -267,7 +285,7 @@ class PendingQuestions:
                 by = f"the server, as {MAX_DENIALS} calls of it in this run were refused"
                 return QuestionAnswered("", "deny", answered_by=by)
             asked = await self._create_question(
-                kind, call_number, args, list(covers), model_request
+                kind, call_number, args, list(covers), model_request, credential
             )
         question = PendingQuestion(self._run_id, asked, target, args, line)
         self._host.pause()
@@ -278,7 +296,7 @@ class PendingQuestions:
                 self.receive_answer(question.id, *self._early_answers.pop(question.id))
             self._host.notify_watchers()
             with anyio.move_on_after(asked.expires_at - time.time()):
-                await question.settled.wait()
+                await self._wait_for_answer(question, credential)
             if question.answer is None:
                 self._settle_question(question, QuestionAnswered(question.id, "expired"))
         finally:
@@ -290,6 +308,32 @@ class PendingQuestions:
             await self._host.resume()
         assert question.answer is not None, "it has just been settled"
         return question.answer
+
+    async def _wait_for_answer(
+        self, question: PendingQuestion, credential: CredentialRequest | None
+    ) -> None:
+        """Wait until a question is answered, or the credential that it asks for is stored."""
+        if credential is None:
+            await question.settled.wait()
+            return
+
+        async def watch() -> None:
+            await credential.wait_until_stored()
+            if question.answer is None:
+                self._settle_question(question, QuestionAnswered(question.id, CREDENTIAL_STORED))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await question.settled.wait()
+            tasks.cancel_scope.cancel()
+
+    def may_ask_for_credential(self, call_number: int, url: str) -> bool:
+        """Return whether a person may be asked on behalf of a call: nobody has declined before.
+
+        The client of a run that is resumed is not known; it goes on with what was asked.
+        """
+        was_asked = self._history.kind_of((call_number, "")) == CREDENTIAL_KIND
+        return url not in self._declined_urls and (self._shows_pages or was_asked)
 
     @property
     def answer_command(self) -> str:
@@ -335,13 +379,17 @@ class PendingQuestions:
         args: Mapping[str, Any],
         covers: list[ApprovedCall],
         model_request: ClientModelRequest | None,
+        credential: CredentialRequest | None,
     ) -> QuestionAsked:
         # Before the search for hints, because other questions may come meanwhile.
         question_id = self._history.new_question_id()
         hints = await self.find_origin_hints(args) if kind == APPROVAL_KIND else []
+        url = ""
+        if credential is not None:
+            hints, url = credential.hints, credential.url
         expires_at = time.time() + self._expires_s
         asked = QuestionAsked(
-            question_id, kind, call_number, expires_at, covers, hints, model_request
+            question_id, kind, call_number, expires_at, covers, hints, model_request, url
         )
         self._journal.append(self._session_id, asked, self._run_id)
         await self._journal.flush()
@@ -441,10 +489,16 @@ class PendingQuestions:
         self._journal.flush_soon()  # nobody is asked twice
         question.answer = answer
         self.permissions.record_answer(answer)
+        self._note_declined(question.asked, answer)
         self._history.record_answer(answer)
         if answer.scope != "once":
             self._allow_same_target(answer)
         question.settled.set()
+
+    def _note_declined(self, asked: QuestionAsked, answer: QuestionAnswered) -> None:
+        """Note that a person does not want to store a credential: code cannot wear people down."""
+        if asked.kind == CREDENTIAL_KIND and answer.decision == CREDENTIAL_DECLINED:
+            self._declined_urls.add(asked.url)
 
     def _allow_same_target(self, answer: QuestionAnswered) -> None:
         """Settle the other open approvals of a target that was allowed for more than one call."""

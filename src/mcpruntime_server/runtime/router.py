@@ -21,7 +21,7 @@ from anyio.lowlevel import checkpoint
 
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
-from ..journal.call_scope import CallScope, enter_call_scope
+from ..journal.call_scope import CallScope, CredentialRequest, enter_call_scope
 from ..journal.events import (
     ApprovedCall,
     CallError,
@@ -36,7 +36,13 @@ from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_su
 from .call_journal import CallJournal
 from .call_ledger import LedgerEntry, measure_json
 from .observer import NO_OBSERVERS, ObservedCall, Observers
-from .pending_questions import APPROVAL_KIND, IN_DOUBT_KIND, MODEL_REQUEST_KIND
+from .pending_questions import (
+    APPROVAL_KIND,
+    CREDENTIAL_KIND,
+    CREDENTIAL_STORED,
+    IN_DOUBT_KIND,
+    MODEL_REQUEST_KIND,
+)
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
 MAX_TURN_CHARS = 256 * 1024  # of arguments; for more, the event loop serves others in between
@@ -110,11 +116,12 @@ class ActiveCall:
         args: Mapping[str, Any],
         covers: Iterable[ApprovedCall] = (),
         model_request: ClientModelRequest | None = None,
+        credential: CredentialRequest | None = None,
     ) -> QuestionAnswered:
         """Ask about this call and return the answer; the run waits."""
         self.entry.status = "waiting"
         answer = await self.journal.questions.ask(
-            kind, self.number, self.target, args, self.call.line, covers, model_request
+            kind, self.number, self.target, args, self.call.line, covers, model_request, credential
         )
         if not self.journal.questions.asks_about(self.number):  # else a batch waits for others
             self.entry.status = "started"
@@ -126,6 +133,13 @@ class ActiveCall:
         if answer.decision != "result":
             raise CallFailed("llm_unavailable", "Nobody has answered the question.")
         return answer.value
+
+    async def ask_for_credential(self, request: CredentialRequest) -> bool:
+        """Return whether a person has stored a credential; False if nobody can be asked."""
+        if not self.journal.questions.may_ask_for_credential(self.number, request.url):
+            return False
+        answer = await self.ask(CREDENTIAL_KIND, self.effective_args, credential=request)
+        return answer.decision == CREDENTIAL_STORED
 
     def enter_scope(self) -> None:
         """Tell the handler for which run it works."""
@@ -139,6 +153,7 @@ class ActiveCall:
                 partial(questions.pause_for_call, self.number),
                 questions.set_agent_question,
                 self.entry.describe,
+                self.ask_for_credential,
                 self.call.data,
             )
         )

@@ -144,6 +144,7 @@ class Run:
             services.find_origin_hints,
             expires_s=limits.question_expires_s,
             allowed_targets=allowed_targets,
+            shows_pages=spec.shows_pages,
             approvals_command=add_principal(limits.approvals_command, slot.principal),
         )
         plan = Plan(spec.approvals) if spec.is_dry_run else None

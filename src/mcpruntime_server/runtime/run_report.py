@@ -59,7 +59,8 @@ class PendingQuestionView:
     """What a run waits for, as a client sees it.
 
     Its `kind` is "approval" (may the calls be made?), "in_doubt" (were they made before a crash?),
-    "question" (of the code to the client's model) or "plan" (shall the calls be committed?).
+    "question" (of the code to the client's model), "credential" (which a person has to store) or
+    "plan" (shall the calls be committed?).
     """
 
     id: str

@@ -39,6 +39,7 @@ class RunSpec:
     approvals: tuple[ApprovedCall, ...] = ()
     starts_detached: bool = False  # it continues when nobody waits for it
     allow_lookups: bool = False  # unrecorded catalogue and module lookups go to the live handlers
+    shows_pages: bool = False  # its client can show a person the page for a credential
     context: tuple[InputEntry, ...] | None = None  # None: of its recording, or of the run before it
     is_offline: bool = False  # calls without a recorded answer are refused, and nothing is prepared
     inspection: Inspection | None = None  # what is observed of it

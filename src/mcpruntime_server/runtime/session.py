@@ -150,6 +150,7 @@ class Session:
         *,
         detached: bool = False,
         dry_run: bool = False,
+        shows_pages: bool = False,
         context: tuple[InputEntry, ...] | None = None,
     ) -> Run:
         """Queue `code` behind the runs that are there; `context` None keeps the inputs of the last.
@@ -169,6 +170,7 @@ class Session:
             idempotency_key,
             is_dry_run=dry_run,
             starts_detached=detached,
+            shows_pages=shows_pages,
             context=context,
         )
         same = self._find_same_run(spec)

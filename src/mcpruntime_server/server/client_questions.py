@@ -1,4 +1,4 @@
-"""Asks a client what a run waits for: a person by forms, or the client's model by sampling.
+"""Asks a client what a run waits for: a person by forms or pages, the client's model by sampling.
 
 In the newest protocol the result of the request carries the questions, and the client sends its
 request again with the answers. In the older ones the server sends requests of its own.
@@ -14,10 +14,20 @@ from typing import Any
 import anyio
 from mcp import MCPError
 from mcp.server.mcpserver import Context
-from mcp.types import ElicitRequest, ElicitResult, InputRequiredResult
+from mcp.types import (
+    ElicitRequest,
+    ElicitRequestURLParams,
+    ElicitResult,
+    InputRequiredResult,
+)
 
 from ..config import Config
-from ..runtime.pending_questions import MODEL_APPROVER, PendingQuestion
+from ..runtime.pending_questions import (
+    CREDENTIAL_DECLINED,
+    MODEL_APPROVER,
+    MODEL_REQUEST_KIND,
+    PendingQuestion,
+)
 from ..runtime.run import Run
 from ..runtime.session import Session
 from . import elicitation, sampling
@@ -28,9 +38,11 @@ from .run_lookup import RunLookup
 INPUT_REQUIRED_VERSION = "2026-07-28"  # the first protocol whose results can ask for input
 MAX_QUESTION_ROUNDS = 8  # in one request; the SDK's clients give up after ten
 APPROVAL_FORM = "approval"  # the name of the form in a result; model requests have their own names
+CREDENTIAL_PAGE = "credential"  # the name of the page in a result
 PERSON = "a person, in the client"
 DECLINED = "the client, which declined the form"  # perhaps without showing it
 FORM_OPEN_S = 20.0  # without an answer; then another request asks: nobody says if it was dropped
+PAGE_OPEN_S = 600.0  # without a credential; then another request shows the page again
 RECEIPT_TIMEOUT_S = 30.0  # for the code to receive an answer
 
 
@@ -72,6 +84,10 @@ class ClientQuestions:
         self._lookup = lookup
         self._find_cursor = find_cursor
 
+    def can_show_pages(self, ctx: Context[Any]) -> bool:
+        """Return whether the client can show a person the page for a credential."""
+        return may_approve(ctx) and elicitation.can_open_pages(ctx.client_capabilities)
+
     def find_askable(self, ctx: Context[Any], run: Run) -> AskedQuestions:
         """Return the questions of `run`, or of one of its agents, that this client can be asked."""
         for each in (run, *self._lookup.agent_runs_of(run)):
@@ -89,6 +105,12 @@ class ClientQuestions:
             in_forms = self._find_cursor(ctx).questions_in_forms(run.id)
             approvals = elicitation.pending_approvals(run)
             questions += [each for each in approvals if each.id not in in_forms]
+        if self.can_show_pages(ctx):
+            in_forms = self._find_cursor(ctx).questions_in_forms(run.id)
+            pending = run.questions.open_questions.values()
+            questions += elicitation.select_page(
+                each for each in pending if each.answer is None and each.id not in in_forms
+            )
         asks_model = supports_input_required(ctx) or self._is_sampling_broker
         if asks_model and sampling.supports_sampling(ctx.client_capabilities):
             questions += sampling.pending_model_questions(run)
@@ -120,14 +142,19 @@ class ClientQuestions:
         requests: dict[str, Any] = {
             each.id: sampling.build_sampling_request(each, self._max_tokens)
             for each in asked.questions
-            if each not in approvals
+            if each.asked.kind == MODEL_REQUEST_KIND
         }
+        shown = approvals or elicitation.select_page(asked.questions)
+        form_id = elicitation.form_id(shown)
         if approvals:
             form = elicitation.build_approval_form(session.handle, run, asked.run, approvals)
             requests[APPROVAL_FORM] = ElicitRequest(params=form)
-        form_id = elicitation.form_id(approvals)
-        if approvals:
-            ids = [each.id for each in approvals]
+        elif shown:
+            message = elicitation.build_page_message(session.handle, run, shown)
+            page = ElicitRequestURLParams(message=message, url=shown[0].asked.url)
+            requests[CREDENTIAL_PAGE] = ElicitRequest(params=page)
+        if shown:
+            ids = [each.id for each in shown]
             self._find_cursor(ctx).open_form(form_id, asked.run.id, ids, FORM_OPEN_S)
         state = RequestState(run.id, rounds, form_id, asked.run.id)
         return InputRequiredResult(input_requests=requests, request_state=state.encode())
@@ -148,10 +175,41 @@ class ClientQuestions:
         if questions and isinstance(result, ElicitResult):
             check_may_approve(ctx)
             was_dismissed = not await self.receive_form(asking_run, questions, result)
+        page = responses.get(CREDENTIAL_PAGE)
+        if isinstance(page, ElicitResult):
+            return await self._receive_page(ctx, state, asking_run, page)
         if sampling.receive_responses(asking_run, responses):
             await self.wait_until_received(asking_run)
             return True
         return not was_dismissed and responses.keys() == {APPROVAL_FORM}
+
+    async def _receive_page(
+        self, ctx: Context[Any], state: RequestState, asking_run: Run, result: ElicitResult
+    ) -> bool:
+        """Note what a person does with a page; return whether to wait for the run."""
+        shown = elicitation.questions_of_page(
+            state.form_id, asking_run.questions.open_questions.values()
+        )
+        if shown and result.action == "accept":
+            self._keep_page_open(ctx, state.form_id, asking_run, shown)
+        elif result.action == "decline":
+            await self._decline(asking_run, shown)
+        return not shown or result.action != "cancel"
+
+    def _keep_page_open(
+        self, ctx: Context[Any], form_id: str, run: Run, shown: Sequence[PendingQuestion]
+    ) -> None:
+        """Note that a person has the page, and need not be asked again meanwhile."""
+        ids = [each.id for each in shown]
+        self._find_cursor(ctx).open_form(form_id, run.id, ids, PAGE_OPEN_S)
+
+    async def _decline(self, run: Run, shown: Sequence[PendingQuestion]) -> None:
+        """Let the calls fail that wait for a credential."""
+        names = [each.id for each in shown if each.id in run.questions.open_questions]
+        if names:
+            answers = dict.fromkeys(names, CREDENTIAL_DECLINED)
+            run.questions.answer_questions(answers, PERSON, may_approve=True)
+            await self.wait_until_received(run)
 
     async def receive_form(
         self, run: Run, questions: Sequence[PendingQuestion], result: ElicitResult
@@ -178,6 +236,8 @@ class ClientQuestions:
         approvals = elicitation.select_approvals(asked.questions)
         if approvals:
             return await self._elicit_approvals(ctx, session, run, asked.run, approvals)
+        if shown := elicitation.select_page(asked.questions):
+            return await self._elicit_page(ctx, session, run, asked.run, shown)
         is_answered = await sampling.sample_answers(
             ctx, asked.run, asked.questions, self._max_tokens
         )
@@ -221,6 +281,40 @@ class ClientQuestions:
             asking_run.questions.answer_questions(still_open, by, may_approve=True)
             await asking_run.wait_for_receipt()
         return any(question.answer is not None for question in questions)
+
+    async def _elicit_page(
+        self,
+        ctx: Context[Any],
+        session: Session,
+        run: Run,
+        asking_run: Run,
+        questions: Sequence[PendingQuestion],
+    ) -> bool:
+        """Show a person the page for a credential; return whether the run may go on soon."""
+        cursor, form_id = self._find_cursor(ctx), elicitation.form_id(questions)
+        message = elicitation.build_page_message(session.handle, run, questions)
+        action = ""
+        self._keep_page_open(ctx, form_id, asking_run, questions)
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def wait_for_other_answer() -> None:
+                    await asking_run.wait_until_answered(questions)
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(wait_for_other_answer)
+                with suppress(MCPError):  # the client cannot show pages after all
+                    result = await ctx.session.elicit_url(
+                        message, questions[0].asked.url, form_id, related_request_id=ctx.request_id
+                    )
+                    action = result.action
+                tasks.cancel_scope.cancel()
+        finally:
+            if action != "accept":
+                cursor.close_form(form_id)
+        if action == "decline":
+            await self._decline(asking_run, questions)
+        return action == "accept" or any(each.answer is not None for each in questions)
 
 
 def describe_author(result: ElicitResult) -> str:

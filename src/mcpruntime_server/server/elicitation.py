@@ -14,7 +14,12 @@ from typing import Any
 from mcp.server.mcpserver import Context
 from mcp.types import ClientCapabilities, ElicitRequestFormParams, ElicitResult
 
-from ..runtime.pending_questions import APPROVAL_KIND, APPROVAL_SCOPES, PendingQuestion
+from ..runtime.pending_questions import (
+    APPROVAL_KIND,
+    APPROVAL_SCOPES,
+    CREDENTIAL_KIND,
+    PendingQuestion,
+)
 from ..runtime.run import Run
 
 MAX_MESSAGE_CHARS = 60_000  # of a form: 200 calls with some arguments each
@@ -45,6 +50,34 @@ def pending_approvals(run: Run) -> list[PendingQuestion]:
 def select_approvals(questions: Iterable[PendingQuestion]) -> list[PendingQuestion]:
     """Return the questions that a person has to answer."""
     return [question for question in questions if question.asked.kind == APPROVAL_KIND]
+
+
+def can_open_pages(capabilities: ClientCapabilities | None) -> bool:
+    """Return whether a client with these capabilities can show a person a web page."""
+    found = capabilities.elicitation if capabilities is not None else None
+    return found is not None and found.url is not None
+
+
+def select_page(questions: Iterable[PendingQuestion]) -> list[PendingQuestion]:
+    """Return the questions for a credential that the same page answers as the first of them."""
+    pending = [each for each in questions if each.asked.kind == CREDENTIAL_KIND]
+    return [each for each in pending if each.asked.url == pending[0].asked.url]
+
+
+def questions_of_page(form: str, questions: Iterable[PendingQuestion]) -> Sequence[PendingQuestion]:
+    """Return the open `questions` for the credential of a page; none if they are answered."""
+    pending = [each for each in questions if each.asked.kind == CREDENTIAL_KIND]
+    for url in {each.asked.url for each in pending}:
+        of_page = [each for each in pending if each.asked.url == url]
+        if shown := questions_of_form(form, of_page):
+            return shown
+    return ()
+
+
+def build_page_message(handle: str, run: Run, questions: Sequence[PendingQuestion]) -> str:
+    """Return what a person reads who is asked to open the page for a credential."""
+    missing = questions[0].asked.hints[0]
+    return f"Code in the session {json.dumps(handle)} (run {run.id}) waits: {missing}"
 
 
 def form_id(questions: Sequence[PendingQuestion]) -> str:

@@ -27,7 +27,7 @@ from ..journal.events import MediaEntry, RunError
 from ..protocol.presentation import format_error, truncate_name
 from ..protocol.truncation import truncate_text
 from ..runtime.call_ledger import MAX_CALL_CHARS, SUBMIT_TARGET, CallStatus, LedgerEntry
-from ..runtime.pending_questions import MODEL_APPROVER, MODEL_REQUEST_KIND
+from ..runtime.pending_questions import CREDENTIAL_KIND, MODEL_APPROVER, MODEL_REQUEST_KIND
 from ..runtime.run_report import RunReport, RunStatus, display_value
 from .question_pages import (
     PendingQuestionLine,
@@ -275,6 +275,11 @@ def next_step_notes(report: RunReport, shown_count: int, config: Config) -> list
         notes.append(
             "The server died during this call, which may have taken effect. Find out, then answer "
             f"with {attach}, answers={{'{example}': 'again' | 'fail' | {{'result': ...}}}})."
+        )
+    if example := first_ids.get(CREDENTIAL_KIND):
+        notes.append(
+            f"A person has to store a credential, as the hint says. {attach}) waits for it; "
+            f"{attach}, answers={{'{example}': 'decline'}}) lets the call fail."
         )
     if example := first_ids.get("plan"):
         notes.append(

@@ -31,6 +31,7 @@ class RunStarter:
         *,
         detached: bool,
         dry_run: bool,
+        shows_pages: bool = False,
         context: Sequence[Any] | None,
     ) -> Run:
         """Start a run, or return the one that the same request has started; see `Session`.
@@ -54,5 +55,6 @@ class RunStarter:
             idempotency_key,
             detached=detached,
             dry_run=dry_run,
+            shows_pages=shows_pages,
             context=inputs,
         )

@@ -98,6 +98,7 @@ class RunToolHandler:
             key,
             detached=background,
             dry_run=dry_run,
+            shows_pages=self.questions.can_show_pages(ctx),
             context=context,
         )
         if self._runtime.is_stopping:

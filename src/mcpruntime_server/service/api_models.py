@@ -167,8 +167,8 @@ class AnswersRequest(BodyModel):
     """Answers to what a run waits for, by the ids of its questions; `*` is for all others.
 
     To an approval: "allow", "allow_run", "allow_session" or "deny". To a call in doubt: "again",
-    "fail" or {"result": ...}. To a question for the model: the answer. To the planned calls of a
-    dry run: "allow", "deny" or {"args": {...}}.
+    "fail" or {"result": ...}. To a question for the model: the answer. To a missing credential:
+    "decline". To the planned calls of a dry run: "allow", "deny" or {"args": {...}}.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"answers": {"q1": "allow"}}]})
@@ -277,7 +277,7 @@ class QuestionDocument(Document):
     """What a run waits for; `kind` is as in the event `waiting`, or "plan" for a planned call."""
 
     id: str
-    kind: Literal["approval", "in_doubt", "question", "plan"]
+    kind: Literal["approval", "in_doubt", "question", "credential", "plan"]
     calls: list[CoveredCall]
     prompt: str | None
     answer_schema: Any

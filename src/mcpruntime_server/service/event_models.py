@@ -108,12 +108,13 @@ class WaitingEvent(BaseRunEvent):
 
     The question is about call `call`, whose arguments are in its `call_started`. "approval": may it
     be made? "in_doubt": a crash may have interrupted it, is it made again? "question": `prompt` is
-    for the client's model, and the answer follows `answer_schema`.
+    for the client's model, and the answer follows `answer_schema`. "credential": a person has to
+    store one, as `hints` say.
     """
 
     type: Literal["waiting"] = "waiting"
     question: str
-    kind: Literal["approval", "in_doubt", "question"]
+    kind: Literal["approval", "in_doubt", "question", "credential"]
     call: int
     target: str
     covered_calls: list[CoveredCall]

@@ -506,7 +506,14 @@ class Catalog:
         return server
 
     async def _find_server(self, name: str) -> CatalogServer:
-        server = await self._load_server(name)
+        """Return the server that a call needs; where its credential is missing, a person is asked.
+
+        Raises `CallFailed`.
+        """
+        if name in self._own:
+            principal = current_principal()
+            return self._own_server(name, principal, await self._own[name].find_or_ask(principal))
+        server = self._shared.get(name)
         if server is None:
             packages = self.package_names()
             listed = ", ".join(packages[:MAX_SEARCH_RESULTS]) or "none"

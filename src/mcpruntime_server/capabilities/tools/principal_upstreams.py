@@ -28,6 +28,7 @@ from anyio.to_thread import run_sync
 from ...config import CredentialSettings, UpstreamSettings
 from ...config.placeholders import DEFAULT_NAME, check_credential
 from ...errors import CallFailed, CredentialsUnusable, Unavailable
+from ...journal.call_scope import CredentialRequest, find_call_scope
 from ...journal.principals import principal_file_name
 from ..credential_keys import CredentialKeys
 from ..credential_store import CredentialStore, StoredCredential
@@ -115,6 +116,7 @@ class KnownUpstream:
     upstream: Upstream
     rows: tuple[StoredCredential, ...]
     scope: anyio.CancelScope  # of the tasks of its connection
+    missing: CallFailed | None = None  # that a credential is, and what to do about it
 
 
 class PrincipalUpstreams:
@@ -169,6 +171,34 @@ class PrincipalUpstreams:
             self._known.move_to_end(principal)
         return known.upstream
 
+    async def find_or_ask(self, principal: str | None) -> Upstream:
+        """Return the upstream of a principal, for a call that can wait for a missing credential.
+
+        A person is asked for it, if the client of the run can show a page.
+        """
+        upstream, scope = await self.find(principal), find_call_scope()
+        url = self._vault.find_page(self.name)
+        if principal is None or scope is None or not url:
+            return upstream
+        while (known := self._known.get(principal)) is not None and known.missing is not None:
+            wait = partial(self._wait_until_changed, principal, known.rows)
+            hints = [known.missing.message, known.missing.remedy]
+            if not await scope.ask_for_credential(CredentialRequest(url, hints, wait)):
+                break
+            upstream = await self.find(principal)
+        return upstream
+
+    async def _wait_until_changed(self, principal: str, rows: tuple[StoredCredential, ...]) -> None:
+        """Wait until a principal has other credentials, whichever process has stored them."""
+        while True:
+            try:
+                if await run_sync(self._vault.find_rows, self.name, principal) != rows:
+                    return
+            except Unavailable as exc:  # the call that waits gets it
+                logger.error("%s", exc)
+                return
+            await anyio.sleep(CHECK_INTERVAL_S)
+
     async def end_stale(self) -> None:
         """End the connections whose credentials were changed or removed."""
         for principal, known in list(self._known.items()):
@@ -191,8 +221,9 @@ class PrincipalUpstreams:
             )
         except CallFailed as exc:
             failure = partial(CallFailed, exc.kind, exc.message, remedy=exc.remedy)
-            known = KnownUpstream(self._make_refusing(failure), rows, scope)
-            if exc.kind != MISSING_KIND:  # the same credentials may be usable later: the key is new
+            missing = exc if exc.kind == MISSING_KIND else None
+            known = KnownUpstream(self._make_refusing(failure), rows, scope, missing)
+            if missing is None:  # the same credentials may be usable later: the key is new
                 return known
         else:
             known = KnownUpstream(self._make_own(principal, *opened), rows, scope)
@@ -258,6 +289,10 @@ class CredentialVault:
         """Return what a principal has stored for an upstream; raises `Unavailable`."""
         return self._store.find_credentials(upstream, principal)
 
+    def find_page(self, upstream: str) -> str:
+        """Return the URL of the page where people store a credential; "" if there is none."""
+        return f"{self._page_url}/{quote(upstream, safe='')}" if self._page_url else ""
+
     def open_settings(
         self,
         settings: UpstreamSettings,
@@ -275,8 +310,7 @@ class CredentialVault:
             words = ["credentials", "set", upstream, "--principal", principal]
             if len(needed) > 1:
                 words += ["--name", missing[0]]
-            page = f"{self._page_url}/{quote(upstream, safe='')}" if self._page_url else ""
-            command = self._format_command(*words)
+            command, page = self._format_command(*words), self.find_page(upstream)
             raise missing_credential(upstream, principal, missing, command, page)
         try:
             keys = self._load_keys()
