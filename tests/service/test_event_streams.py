@@ -221,9 +221,6 @@ async def test_a_run_of_another_server_is_joined_and_answered(tmp_path: Path) ->
                 async for event in events:
                     if event.type == "waiting":
                         break
-            response = await there.post(f"/runs/{run}/cancel")
-            assert response.status_code == 503
-            assert "Another server" in response.json()["detail"]
             path, answers = f"/runs/{run}/answers", {"answers": {"q1": "perhaps"}}
             assert (await there.post(path, answers)).status_code == 400
             answers = {"answers": {"q1": "allow"}}
@@ -231,6 +228,28 @@ async def test_a_run_of_another_server_is_joined_and_answered(tmp_path: Path) ->
             rest = await there.read_events(run)
             assert rest[-1].data["value"] == "end"
             assert rest == await here.read_events(run)
+
+
+async def test_a_run_of_another_server_is_cancelled_there(tmp_path: Path) -> None:
+    settings = write_local_settings(tmp_path)
+    async with (
+        open_http_service(settings) as first,
+        open_http_service(settings) as second,
+        connect_api(first, token := first.create_token("ann")) as here,
+        connect_api(second, token) as there,
+        second.connect(token) as client,
+    ):
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            sleeping = f"{gated_code(tmp_path)}\n"
+            runs = [
+                (await read_until(here, f"{sleeping}# {n}", "output"))[0].data["run"]
+                for n in range(2)
+            ]
+            cancelled = await there.post(f"/runs/{runs[0]}/cancel")
+            assert cancelled.status_code == 200, cancelled.text
+            assert cancelled.json()["status"] == "cancelled"
+            assert (await client.run_request(runs[1], cancel=True)).status == "cancelled"
+            assert (await client.run("1 + 1")).value == 2
 
 
 # readers ------------------------------------------------------------------------------------------

@@ -27,6 +27,11 @@ class CredentialRequest:
     wait_until_stored: Callable[[], Awaitable[None]]
 
 
+async def ask_nobody(request: CredentialRequest) -> bool:
+    """Return that a credential is not stored."""
+    return False
+
+
 @dataclass(frozen=True)
 class CallScope:
     """A run and its session, by their ids, their owner, and what a handler can do with the run.
@@ -46,8 +51,8 @@ class CallScope:
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
     report_progress: Callable[[str], None]
     describe_call: Callable[[dict[str, Any], str], None]
-    ask_for_credential: Callable[[CredentialRequest], Awaitable[bool]]
     data: bytes = b""  # that came with the call
+    ask_for_credential: Callable[[CredentialRequest], Awaitable[bool]] = ask_nobody
 
 
 _principal: ContextVar[str | None] = ContextVar("principal", default=None)

@@ -32,7 +32,7 @@ from .events import (
     event_kind,
 )
 from .queries import has_run, last_sequence, load_session
-from .rows import UNDONE_FLAG, SessionRow, StoredEvent
+from .rows import CANCEL_REQUEST, UNDONE_FLAG, SessionRow, StoredEvent
 from .server_lease import is_server_alive, server_process_id
 
 MAX_INLINE_CHARS = 16 * 1024  # longer fields go to the blob store, which keeps equal ones once
@@ -332,6 +332,19 @@ def store_answer(connection: Connection, run_id: str, question_id: str, answer_j
     connection.execute(
         "UPDATE questions SET answer_json = ? WHERE run_id = ? AND question_id = ?",
         (answer_json, *key),
+    )
+
+
+def store_cancellation(connection: Connection, run_id: str, by: str) -> None:
+    """Store that a run is to be cancelled, for the server that owns its session.
+
+    One that has finished stays as it is.
+    """
+    connection.execute(
+        """INSERT OR REPLACE INTO questions
+            SELECT id, ?, session_id, 0, 0, ? FROM runs
+            WHERE id = ? AND status IN ('queued', 'running')""",
+        (CANCEL_REQUEST, encode_json({"by": by}), run_id),
     )
 
 

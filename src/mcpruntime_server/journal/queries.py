@@ -24,6 +24,7 @@ from .events import (
     event_from_fields,
 )
 from .rows import (
+    CANCEL_REQUEST,
     FILES_FLAG,
     UNDONE_FLAG,
     CallResult,
@@ -320,14 +321,17 @@ def list_pending_questions(connection: Connection, principal: str | None) -> lis
         SELECT run_id, question_id, questions.session_id, sequence, expires_at,
             answer_json IS NOT NULL
         FROM questions JOIN runs ON runs.id = run_id AND runs.status = 'running'
-        WHERE questions.session_id IN
+        WHERE question_id <> ?2 AND questions.session_id IN
             (SELECT id FROM ({SELECT_SESSIONS} AND (?1 IS NULL OR principal = ?1)))
         ORDER BY expires_at, run_id, sequence"""  # noqa: S608 - made of constants
-    return [QuestionRow(*row) for row in connection.execute(query, (principal,))]
+    return [QuestionRow(*row) for row in connection.execute(query, (principal, CANCEL_REQUEST))]
 
 
 def list_submitted_answers(connection: Connection) -> list[SubmittedAnswer]:
-    """Return the answers from other processes; a `QuestionAnswered` event removes each."""
+    """Return the answers and cancellations from other processes.
+
+    A `QuestionAnswered` event removes an answer, the end of a run all of its own.
+    """
     query = """
         SELECT session_id, run_id, question_id, answer_json FROM questions
         WHERE answer_json IS NOT NULL"""

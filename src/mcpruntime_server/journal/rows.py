@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .events import Event
 
 LOCAL_PRINCIPAL = "local"  # the user who runs the server over stdio, and the command line
+CANCEL_REQUEST = "cancel"  # in the place of a question's id: the run is to be cancelled
 AGENT_PURPOSE = "agent"  # of sessions in which the agent of a run works
 
 # flags of a finished run, as `RunFinished` explains them
@@ -121,12 +122,20 @@ class QuestionRow:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedAnswer:
-    """An answer that another process has submitted for the server that owns the session."""
+    """An answer that another process has submitted for the server that owns the session.
+
+    With the id `CANCEL_REQUEST` it answers no question: the run is to be cancelled.
+    """
 
     session_id: str
     run_id: str
     question_id: str
     answer_json: str
+
+    @property
+    def is_cancellation(self) -> bool:
+        """Whether the run is to be cancelled."""
+        return self.question_id == CANCEL_REQUEST
 
 
 @dataclass(frozen=True, slots=True)

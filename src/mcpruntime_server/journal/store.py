@@ -318,6 +318,10 @@ class Journal:
             lambda rows: mutations.store_answer(rows, run_id, question_id, answer_json)
         )
 
+    async def request_cancellation(self, run_id: str, by: str) -> None:
+        """Let the server that owns the session of a run cancel it, unless it has finished."""
+        await self.write(lambda rows: mutations.store_cancellation(rows, run_id, by))
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in a transaction after everything appended before; return its result.
 

@@ -153,8 +153,8 @@ class ActiveCall:
                 partial(questions.pause_for_call, self.number),
                 questions.set_agent_question,
                 self.entry.describe,
-                self.ask_for_credential,
                 self.call.data,
+                self.ask_for_credential,
             )
         )
 

@@ -48,7 +48,8 @@ IDLE_CHECK_INTERVAL_S = 0.05  # at least
 MAX_RESUME_AGE_S = 3600.0  # older runs of dead servers are resumed only with their session
 CAPACITY_POLL_INTERVAL_S = 0.5  # while there is no room for a session with a run to resume
 REPLY_POLL_INTERVAL_S = 0.5  # for answers from other processes, while a run waits for one
-IDLE_REPLY_POLL_INTERVAL_S = 5.0  # while none waits: an answer may be for a dead server's run
+BUSY_REPLY_POLL_INTERVAL_S = 1.0  # while runs are active, which another process may cancel
+IDLE_REPLY_POLL_INTERVAL_S = 5.0  # while none is: an answer may be for a dead server's run
 MB = 1024 * 1024
 MAX_VALUE_CHARS = 256 * 1024  # of a value that leaves the sandbox whole
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
@@ -325,13 +326,19 @@ class Runtime:
         The journal is polled, because a file cannot tell another process that it has changed.
         """
         while True:
-            waits = any(session.queue.waiting_runs for session in self._sessions.values())
-            await anyio.sleep(REPLY_POLL_INTERVAL_S if waits else IDLE_REPLY_POLL_INTERVAL_S)
+            await anyio.sleep(self._reply_poll_interval_s())
             try:
                 for answer in await self.journal.list_submitted_answers():
                     await self._deliver_answer(answer)
             except McpRuntimeError as exc:
                 logger.error("an answer could not be delivered: %s", exc)
+
+    def _reply_poll_interval_s(self) -> float:
+        queues = [session.queue for session in self._sessions.values()]
+        if any(queue.waiting_runs for queue in queues):
+            return REPLY_POLL_INTERVAL_S
+        is_busy = any(queue.active_runs for queue in queues)
+        return BUSY_REPLY_POLL_INTERVAL_S if is_busy else IDLE_REPLY_POLL_INTERVAL_S
 
     async def _deliver_answer(self, answer: SubmittedAnswer) -> None:
         session = self._sessions.get(answer.session_id)
@@ -443,9 +450,12 @@ class Runtime:
 
 
 def deliver_answer(session: Session, answer: SubmittedAnswer) -> None:
-    """Give a run the answer that a person has submitted in another process, if it is active."""
+    """Give a run the answer that another process has submitted, if it is active, or cancel it."""
     run = session.queue.find_active(answer.run_id)
-    if run is not None:
+    if run is not None and answer.is_cancellation:
+        if not run.control.stop_request.is_cancelled:
+            session.cancel_run(run)
+    elif run is not None:
         data = json.loads(answer.answer_json)
         run.questions.receive_answer(answer.question_id, data["answer"], data["by"])
 

@@ -8,6 +8,7 @@ journal does not have: another server can resume it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,8 +18,13 @@ from mcp.types import CallToolResult, InputRequiredResult
 from ..capabilities.inputs.store import InputStore
 from ..capabilities.skills.saving import SkillSaver
 from ..config import Config
-from ..errors import InvalidRequest
-from ..runtime.pending_questions import BY_MODEL, MODEL_APPROVER
+from ..errors import Forbidden, InvalidRequest
+from ..runtime.pending_questions import (
+    APPROVAL_KIND,
+    BY_MODEL,
+    MODEL_APPROVER,
+    PendingQuestion,
+)
 from ..runtime.run import Run
 from ..runtime.run_history import load_report
 from ..runtime.run_report import RunReport
@@ -33,6 +39,7 @@ from .client_questions import (
 from .delivery import DeliveryCursor, FindCursor
 from .permissions import may_approve
 from .plan_commit import check_has_plan, commit_plan
+from .remote_runs import answer_remote_run, cancel_remote_run
 from .result_format import RunResult, build_run_result, run_call_result
 from .run_lookup import UNDER_WAY, RunLookup
 from .run_progress import register_watcher, wait_for_run, wants_progress
@@ -192,13 +199,11 @@ class RunToolHandler:
         cancel: bool,
     ) -> ToolResponse:
         """Report a run that is finished or belongs to another server; a plan can be committed."""
+        row, _ = await self.lookup.load_run_rows(report.run_id)
+        if not row.is_finished and (cancel or answers is not None):
+            return await self._control_remote_run(ctx, report.run_id, answers, wait_s)
         if cancel:
-            remedy = ""
-            if report.status in UNDER_WAY:
-                remedy = "Cancel it through the server that has its session, or stop that server."
-            raise InvalidRequest(
-                f"Run {report.run_id} is not active here: {report.status}.", remedy=remedy
-            )
+            raise InvalidRequest(f"Run {report.run_id} is not active: {report.status}.")
         if answers is None:
             handle = await self.lookup.load_session_handle(report)
             if report.status not in UNDER_WAY:
@@ -217,6 +222,28 @@ class RunToolHandler:
             may_approve=by_model and may_approve(ctx),
         )
         return await self._watch_run(ctx, session, run, wait_s)
+
+    async def cancel_elsewhere(self, run_id: str) -> None:
+        """Let the server that executes a run cancel it, without waiting for it."""
+        await self._runtime.journal.request_cancellation(run_id, BY_MODEL)
+
+    async def _control_remote_run(
+        self,
+        ctx: Context[Any],
+        run_id: str,
+        answers: Mapping[str, Any] | None,
+        wait_s: float | None,
+    ) -> ToolResponse:
+        """Answer a run that another server executes, or cancel it, and report it."""
+        journal = self._runtime.journal
+        if answers is None:
+            await cancel_remote_run(journal, run_id, BY_MODEL, CANCEL_TIMEOUT_S)
+            wait_s = 0.0
+        else:
+            by_model = self._config.policy.approver == MODEL_APPROVER
+            check = partial(check_answerable, may_approve=by_model and may_approve(ctx))
+            await answer_remote_run(journal, run_id, answers, BY_MODEL, check)
+        return await self.attach_to_run(ctx, run_id, None, wait_s, cancel=False)
 
     # waiting --------------------------------------------------------------------------------------
 
@@ -340,6 +367,16 @@ class RunToolHandler:
 
     def _build_run_result(self, report: RunReport, handle: str) -> RunResult:
         return build_run_result(report, handle, self._config)
+
+
+def check_answerable(questions: Mapping[str, PendingQuestion], *, may_approve: bool) -> None:
+    """Raise `Forbidden` if the client's model may not answer one of these questions."""
+    asked = [name for name, each in questions.items() if each.asked.kind == APPROVAL_KIND]
+    if asked and not may_approve:
+        raise Forbidden(
+            f"Question {asked[0]} is for a person.",
+            remedy="A person answers it with `mcpruntime-server approvals`.",
+        )
 
 
 def describe_queue(session: Session, run: Run) -> str:

@@ -149,12 +149,14 @@ class TasksExtension(Extension):
         return {"resultType": "complete"}
 
     async def _handle_cancel(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
-        """Cancel the run of a task, unless it is finished or another server executes it."""
+        """Cancel the run of a task, whichever server executes it, unless it is finished."""
         require_client_extension(ctx, self.identifier)
         check_name_header(ctx, params.task_id)
         with convert_errors():
             found = await self._runs.lookup.find_run(params.task_id)
-            if not isinstance(found, RunReport):
+            if isinstance(found, RunReport):
+                await self._runs.cancel_elsewhere(found.run_id)
+            else:
                 session, run = found
                 session.cancel_run(run)
         return {"resultType": "complete"}

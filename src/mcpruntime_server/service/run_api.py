@@ -8,8 +8,8 @@ Rule 3: a client that leaves ends its request only. A run ends by itself or is c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -17,15 +17,15 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import Conflict, InsufficientScope, InvalidRequest, NotFound, Unavailable
-from ..journal.rows import RunRow, SessionRow
-from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion, parse_answer
+from ..errors import InsufficientScope, InvalidRequest, NotFound
+from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import RunReport
 from ..runtime.shutdown import cancel_when_set
 from ..server.client_questions import RECEIPT_TIMEOUT_S
 from ..server.plan_commit import check_has_plan, commit_plan
+from ..server.remote_runs import answer_remote_run, cancel_remote_run, select_named
 from ..server.run_lookup import RunLookup
 from ..server.run_tool import CANCEL_TIMEOUT_S, MAX_IDEMPOTENCY_KEY_CHARS
 from .api_models import AnswersRequest, EventsQuery, ExecuteRequest, RunDocument, StreamRequest
@@ -41,7 +41,6 @@ LAST_EVENT_HEADER = "last-event-id"
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 START_TIMEOUT_S = 30.0  # for a run that commits a plan to be in the journal
 KEY_NAME_DIGITS = 24  # of the digest of a key
-ALL_OTHERS = "*"  # questions that answers do not name
 
 
 class RunApi:
@@ -180,13 +179,13 @@ class RunApi:
     # what ends a run, or lets it go on ------------------------------------------------------------
 
     async def cancel_run(self, request: Request) -> Response:
-        """Cancel a run; one that is finished stays as it is."""
+        """Cancel a run, whichever server executes it; one that is finished stays as it is."""
         run_id, lookup = request.path_params["run_id"], self._lookup(request)
-        row, session = await lookup.load_run_rows(run_id)
+        await lookup.load_run_rows(run_id)
         found = await lookup.find_run(run_id)
         if isinstance(found, RunReport):
-            if not (await self._journal.load_run(run_id)).is_finished:
-                raise remote_run_error(row, session)
+            by = describe_caller(request)
+            await cancel_remote_run(self._journal, run_id, by, CANCEL_TIMEOUT_S)
             return await self._respond(request, run_id)
         owner, run = found
         owner.cancel_run(run)
@@ -204,7 +203,8 @@ class RunApi:
         if isinstance(found, RunReport):
             if (await self._journal.load_run(run_id)).is_finished:
                 return await self._commit_plan(request, found, answers)
-            await self._answer_elsewhere(request, run_id, answers)
+            by, check = describe_caller(request), partial(self._check_scopes, request)
+            await answer_remote_run(self._journal, run_id, answers, by, check)
             return await self._respond(request, run_id)
         _, run = found
         questions = run.questions.open_questions
@@ -236,33 +236,6 @@ class RunApi:
         await run.announce()
         return await self._respond(request, run.id, run)
 
-    async def _answer_elsewhere(
-        self, request: Request, run_id: str, answers: Mapping[str, Any]
-    ) -> None:
-        """Leave answers in the journal, where the server that executes the run finds them."""
-        row = await self._journal.load_run(run_id)
-        recorded = await load_recorded_run(self._journal, row)
-        questions = {
-            asked.question_id: PendingQuestion(run_id, asked, "", {}, None)
-            for asked in recorded.open_questions
-        }
-        unknown = [name for name in answers if name != ALL_OTHERS and name not in questions]
-        if unknown or not questions:
-            name = unknown[0] if unknown else ALL_OTHERS
-            raise Conflict(
-                f"Run {run_id} has no open question {name!r:.80}.",
-                remedy=f"It asks {', '.join(questions)}." if questions else "It asks nothing.",
-            )
-        named = select_named(questions, answers)
-        self._check_scopes(request, named)
-        by = describe_caller(request)
-        values = {name: answers.get(name, answers.get(ALL_OTHERS)) for name in named}
-        for name, value in values.items():
-            parse_answer(questions[name], value, by)
-        for name, value in values.items():
-            content = json.dumps({"answer": value, "by": by})
-            await self._journal.submit_answer(run_id, name, content)
-
     def _check_scopes(self, request: Request, questions: Mapping[str, PendingQuestion]) -> None:
         """Raise `InsufficientScope` unless a caller may answer these questions."""
         kinds = {each.asked.kind for each in questions.values()}
@@ -270,14 +243,6 @@ class RunApi:
             check_scope(request, "approve")
         if kinds - {APPROVAL_KIND}:
             check_scope(request, "run")
-
-
-def select_named(
-    questions: Mapping[str, PendingQuestion], answers: Mapping[str, Any]
-) -> dict[str, PendingQuestion]:
-    """Return the questions that answers apply to."""
-    is_for_all = ALL_OTHERS in answers
-    return {name: each for name, each in questions.items() if is_for_all or name in answers}
 
 
 def check_scope(request: Request, scope: str) -> None:
@@ -289,14 +254,6 @@ def check_scope(request: Request, scope: str) -> None:
 def describe_caller(request: Request) -> str:
     """Return who has answered a question, for the journal."""
     return f"{find_principal(request.scope)}, over HTTP"
-
-
-def remote_run_error(row: RunRow, session: SessionRow) -> Unavailable:
-    """Return the error for what only the server that executes a run can do."""
-    return Unavailable(
-        f"Another server executes run {row.id} of session {session.name or session.id}.",
-        remedy="Ask that server, or stop it: then this one continues the run.",
-    )
 
 
 def read_context(body: StreamRequest) -> list[str | dict[str, Any]] | None:
