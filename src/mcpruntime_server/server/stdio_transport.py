@@ -16,10 +16,10 @@ import select
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any, Self
 
 import anyio
+from anyio.abc import AsyncResource
 from mcp.shared.message import SessionMessage
 from mcp.types import (
     INTERNAL_ERROR,
@@ -49,7 +49,7 @@ REQUEST_ID = re.compile(rb'\s*:\s*(-?(?:0|[1-9]\d{0,18})|"[\w .-]{0,100}")\s*[,}
 logger = logging.getLogger(__name__)
 
 
-class ClientMessageWriter:
+class ClientMessageWriter(AsyncResource):
     """Writes each message as one line to a descriptor, which stays blocking as it may be shared."""
 
     def __init__(self, sink: int) -> None:
@@ -89,19 +89,8 @@ class ClientMessageWriter:
     async def aclose(self) -> None:
         """Do nothing: `open_stdio_streams` closes the descriptor."""
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(
-        self,
-        cls: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-
-class ClientMessageReader:
+class ClientMessageReader(AsyncResource):
     """Yields the messages of a client, one per line.
 
     It answers an invalid line with an error itself, and calls `on_timed_out` with the id of each
@@ -165,17 +154,6 @@ class ClientMessageReader:
 
     async def aclose(self) -> None:
         """Do nothing: `open_stdio_streams` closes the descriptor."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        cls: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 @asynccontextmanager

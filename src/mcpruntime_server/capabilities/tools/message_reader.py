@@ -16,10 +16,10 @@ import os
 import time
 from collections import deque
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import anyio
+from anyio.abc import AsyncResource
 from mcp.shared.message import SessionMessage
 from mcp.types import ErrorData, JSONRPCError, jsonrpc_message_adapter
 
@@ -42,7 +42,7 @@ MAX_TURN_S = 0.004
 ID_BYTES = 512  # at either end of a line, in which its id is looked for
 
 
-class UpstreamMessageReader:
+class UpstreamMessageReader(AsyncResource):
     """The messages for the SDK; sets `ended` when no more can come.
 
     Answers to `requests` are taken out as they arrive, in a callback of the event loop, which saves
@@ -259,14 +259,3 @@ class UpstreamMessageReader:
 
     async def aclose(self) -> None:
         """Do nothing: the pipe belongs to `open_stdio_client`."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        cls: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()

@@ -19,10 +19,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 import anyio
+from anyio.abc import AsyncResource
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCRequest
@@ -40,7 +40,7 @@ DRAIN_CHUNKS = (
 )
 
 
-class UpstreamMessageWriter:
+class UpstreamMessageWriter(AsyncResource):
     """Writes messages to the stdin of a process."""
 
     def __init__(self, stdin: int, messages: MessageFilter) -> None:
@@ -90,17 +90,6 @@ class UpstreamMessageWriter:
     async def aclose(self) -> None:
         """Refuse further messages; the pipe itself belongs to `open_stdio_client`."""
         self._is_closed = True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        cls: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 @asynccontextmanager
