@@ -336,7 +336,7 @@ async def open_app(
                             agents.handle_call, agents.call_effect, max_args_chars=MAX_TASK_CHARS
                         ),
                     )
-                    background.start_soon(collect_cycles, partial(is_quiet, runtime))
+                    background.start_soon(collect_cycles, runtime.is_quiet)
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
                     yield App(
@@ -415,11 +415,6 @@ async def add_web_routes(
         "downloads",
         Route(web.handle_download, lambda _: "read", is_listed=False, is_open_world=lambda _: True),
     )
-
-
-def is_quiet(runtime: Runtime) -> bool:
-    """Return whether no run is active."""
-    return not any(runtime.count_active_runs().values())
 
 
 def may_ask_for_packages(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -93,6 +94,7 @@ async def serve_http(
     from ..viewer.browser_logins import BrowserLogins
     from ..viewer.page_routes import build_page_routes
 
+    gc.freeze()  # what is imported stays: no garbage collection need examine it
     registry = create_registry()
     logins = logins or BrowserLogins()
 

@@ -3,7 +3,7 @@
 CPython examines all objects each time that their number has grown by a quarter. In a server with
 many upstreams that takes 50 to 140 ms of processor time, finds next to nothing, and anybody can
 cause it. So the objects that survive such a collection are not examined by the next one, which then
-takes as long as what is new. Those that become garbage later are collected while no run is active,
+takes as long as what is new. Those that become garbage later are collected when no session is used,
 or at the latest when the number of objects has doubled.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 
 OLDEST_GENERATION = 2
-INTERVAL_S = 60.0  # between two looks at the number of objects; counting them takes milliseconds
+INTERVAL_S = 10.0  # between two looks at the number of objects; counting them takes milliseconds
 MIN_GROWTH = 20_000  # objects; some megabytes
 
 

@@ -43,6 +43,7 @@ from .session_services import SessionServices
 
 CLOSE_TIMEOUT_S = 2.5  # for interrupted code and its files: a client soon kills a server that ends
 OPEN_TIMEOUT_S = 0.5  # for a session that is being opened: its runs are suspended, too
+QUIET_S = 10.0  # after which a moment of work that is not urgent disturbs nobody
 DAY_S = 86_400.0
 IDLE_CHECK_INTERVAL_S = 0.05  # at least
 MAX_RESUME_AGE_S = 3600.0  # older runs of dead servers are resumed only with their session
@@ -90,6 +91,11 @@ class Runtime:
         """Return how many live sessions are idle and busy, by these names."""
         idle = sum(session.is_idle for session in self._sessions.values())
         return {"idle": idle, "busy": len(self._sessions) - idle}
+
+    def is_quiet(self) -> bool:
+        """Return whether no session has been used for some seconds."""
+        due = time.monotonic() - QUIET_S
+        return all(each.is_idle and each.last_used <= due for each in self._sessions.values())
 
     def count_active_runs(self) -> dict[str, int]:
         """Return how many unfinished runs are in each state, by the states' names."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
@@ -69,8 +68,6 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(MAX_UNACCEPTED)  # asyncio has made the queue as short as a turn
-        # What exists now stays. A garbage collection that examined it would take 0.1 s.
-        gc.freeze()
 
 
 async def run_http_server(
