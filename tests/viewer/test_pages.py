@@ -104,3 +104,18 @@ async def test_a_running_session_is_followed_and_cancelled(viewer: Viewer) -> No
         await page.click("text=Cancel run")
         await expect(page.locator(".panel .pill").first).to_have_text("cancelled")
         await expect(page.locator("[data-live]")).to_be_hidden()
+
+
+async def test_changed_files_are_compared_and_downloaded(viewer: Viewer) -> None:
+    code = "open('notes.md', 'w').write('# Report\\n\\nTotals are <b>wrong</b>.\\n')"
+    async with viewer.api() as api, viewer.open() as page:
+        forked = (await api.post(f"/sessions/{viewer.session}/fork", {"step": 9})).json()
+        await api.post("/execute", {"code": code, "session": forked["session"]})
+        await page.goto(f"{viewer.base}/s/{forked['session']}")
+        await page.click("text=notes.md >> visible=true >> nth=-1")
+        await expect(page.locator(".diff-removed")).to_contain_text("Totals are final.")
+        await expect(page.locator(".diff-added")).to_contain_text("Totals are <b>wrong</b>.")
+        async with page.expect_download() as download:
+            await page.click("text=Download")
+        saved = await (await download.value).path()
+        assert "<b>wrong</b>" in saved.read_text()

@@ -49,6 +49,7 @@ COMMAND_MODULES = {
     "skills": ".skills",
     "token": ".tokens",
     "tools": ".installation",
+    "view": ".view",
 }
 
 

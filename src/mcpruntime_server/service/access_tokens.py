@@ -48,6 +48,20 @@ class AccessToken:
         return self.expires_at is not None and self.expires_at <= time.time()
 
 
+class SingleToken:
+    """One token with all scopes, in memory only: for a server that one person looks at."""
+
+    is_current = True
+
+    def __init__(self, principal: str, text: str) -> None:
+        self.text = text
+        self._token = AccessToken("", principal, digest(text), time.time(), None, SCOPES)
+
+    def find_token(self, text: str) -> AccessToken | None:
+        """Return the token if it is this one."""
+        return self._token if hmac.compare_digest(digest(text), self._token.digest) else None
+
+
 class TokenStore:
     """The tokens of a data folder."""
 

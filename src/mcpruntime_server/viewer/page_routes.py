@@ -16,7 +16,9 @@ from ..config.scopes import Scope
 from ..service.api import bind_api_handlers
 from ..service.api_services import ApiServices
 from ..service.authentication import Authentication
+from .approval_pages import ApprovalPages
 from .browser_logins import BrowserLogins
+from .file_pages import FilePages
 from .page_rendering import STATIC_PATH, PageRenderer
 from .session_pages import SessionListPages
 from .step_pages import StepPages
@@ -41,6 +43,7 @@ class PageRoute:
 def list_page_routes(services: ViewerServices) -> list[PageRoute]:
     """Return the addresses of all pages and of their parts."""
     sessions, steps = SessionListPages(services), StepPages(services)
+    approvals, files = ApprovalPages(services), FilePages(services)
     session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
     return [
         PageRoute("/", sessions.show_sessions),
@@ -50,6 +53,11 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
         PageRoute(step_path, steps.show_step),
         PageRoute(f"{step_path}/panel", steps.show_panel),
         PageRoute(f"{step_path}/output", steps.show_output),
+        PageRoute(f"{step_path}/file", files.download_file),
+        PageRoute(f"{step_path}/diff", files.show_diff),
+        PageRoute("/approvals", approvals.show_queue),
+        PageRoute("/approvals/count", approvals.count_questions, is_page=False),
+        PageRoute("/approvals/changes", approvals.follow_queue, is_page=False),
         PageRoute(f"{step_path}/media/{{number:int}}", steps.send_media),
     ]
 

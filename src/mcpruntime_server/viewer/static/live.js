@@ -1,41 +1,60 @@
-// Follows a session: says when the connection is lost, and catches up when it is back.
+// Follows what changes on the server: says when the connection is lost, and catches up when it is back.
 
 import { find } from "./dom.js";
-import { loadJson } from "./http.js";
 
 const PATIENCE_MS = 1_500; // before a lost connection is worth a message
 const RETRY_MS = 3_000;
 const MAX_SHARE = 4; // of the time that loading takes, the pause after it
 
-/** Call `onChange` for the current state of a session and after every change of it. */
-export function followSession(session, onChange, onEnd) {
-  const address = `/s/${session}/changes`;
+/** Call `onChange` for the current state of something and after every change of it.
+ *
+ * A page that nobody sees holds no connection: browsers have few for one server.
+ */
+export function followChanges(address, onChange, onEnd) {
   const update = onlyOnce(onChange);
-  connect();
+  let source = null;
+  document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+  if (!document.hidden) connect();
+
+  function disconnect() {
+    source?.close();
+    source = null;
+  }
 
   function connect() {
-    const source = new EventSource(address);
+    if (source) return;
+    source = new EventSource(address);
     source.addEventListener("open", () => showConnection(true));
     source.addEventListener("change", update);
     source.addEventListener("error", async (event) => {
       if (event.data) {
-        source.close();
+        disconnect();
         onEnd(JSON.parse(event.data).detail);
         return;
       }
       showConnection(false);
-      if (source.readyState !== EventSource.CLOSED) return; // it connects again by itself
-      try {
-        await loadJson(`/s/${session}/steps`);
-      } catch (error) {
-        if (error.status === 404) {
-          onEnd("This session was deleted.");
-          showConnection(true);
-          return;
-        }
+      if (source?.readyState !== EventSource.CLOSED) return; // it connects again by itself
+      disconnect();
+      if (await isGone(address)) {
+        showConnection(true);
+        onEnd("This was deleted.");
+      } else {
+        setTimeout(() => document.hidden || connect(), RETRY_MS);
       }
-      setTimeout(connect, RETRY_MS);
     });
+  }
+}
+
+/** Return whether there is nothing at an address any more. */
+async function isGone(address) {
+  const request = new AbortController();
+  try {
+    const response = await fetch(address, { signal: request.signal });
+    request.abort();
+    if (response.status === 401) location.reload();
+    return response.status === 404;
+  } catch {
+    return false;
   }
 }
 

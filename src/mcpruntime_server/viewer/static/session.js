@@ -4,7 +4,7 @@ import { startChanges } from "./changes.js";
 import { announce, find, findAll, isWriting, make } from "./dom.js";
 import { formatDuration, formatMoney } from "./formats.js";
 import { loadDocument, loadJson, sendJson } from "./http.js";
-import { followSession } from "./live.js";
+import { followChanges } from "./live.js";
 import { OutputView } from "./output_view.js";
 import { startProbes } from "./probes.js";
 import { startQuestions } from "./questions.js";
@@ -182,6 +182,16 @@ page.addEventListener("click", async (event) => {
   }
 });
 
+// files are compared when somebody opens one
+frame.addEventListener("toggle", async (event) => {
+  const file = event.target;
+  if (!file.open || !file.dataset.diff || file.dataset.isLoaded) return;
+  file.dataset.isLoaded = "1";
+  const loaded = await loadDocument(file.dataset.diff).catch((error) => error);
+  const part = loaded instanceof Error ? make("p", { className: "alert" }, loaded.message) : document.adoptNode(find(".diff-part", loaded));
+  file.append(part);
+}, { capture: true });
+
 // links to lines ------------------------------------------------------------------------------------
 
 async function showTarget() {
@@ -206,4 +216,4 @@ if (shown) {
   if (shown.dataset.isLive) output?.scrollToEnd();
 }
 await showTarget();
-followSession(session, catchUp, showProblem);
+followChanges(`/s/${session}/changes`, catchUp, showProblem);

@@ -4,6 +4,7 @@ import { find, findAll, isWriting } from "./dom.js";
 import { formatClock, formatRelative } from "./formats.js";
 
 const REFRESH_MS = 30_000;
+const COUNT_MS = 4_000;
 
 /** Show the times below an element as people read them. */
 export function showTimes(root = document) {
@@ -17,6 +18,21 @@ export function showTimes(root = document) {
 
 showTimes();
 setInterval(showTimes, REFRESH_MS);
+
+/** Show how much waits for an answer. */
+async function showApprovalCount() {
+  const badge = find("[data-approval-count]");
+  if (!badge || document.hidden) return;
+  const response = await fetch("/approvals/count").catch(() => null);
+  if (!response?.ok) return;
+  const { count } = await response.json();
+  badge.hidden = !count;
+  badge.textContent = count;
+}
+
+showApprovalCount();
+setInterval(showApprovalCount, COUNT_MS);
+document.addEventListener("visibilitychange", showApprovalCount);
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !isWriting(event)) {

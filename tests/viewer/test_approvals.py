@@ -1,0 +1,76 @@
+"""The queue of approvals and plans."""
+
+from __future__ import annotations
+
+import time
+
+from playwright.async_api import expect
+
+from .conftest import Viewer
+
+ASK = "from tools.counted import add\nadd(item={item!r}).result >= 0"
+
+
+async def ask(viewer: Viewer, item: str, session: str, **more: object) -> str:
+    """Execute code that needs an approval; return its run."""
+    async with viewer.api() as api:
+        body = {"code": ASK.format(item=item), "session": session, "wait_s": 30, **more}
+        run: str = (await api.post("/execute", body)).json()["run"]
+        return run
+
+
+async def finish(viewer: Viewer, run: str) -> str:
+    """Return how a run ends."""
+    async with viewer.api() as api:
+        status: str = (await api.read_events(run))[-1].data["status"]
+        return status
+
+
+async def test_a_question_appears_at_once_and_keys_answer_it(viewer: Viewer) -> None:
+    async with viewer.open("/approvals") as page:
+        await expect(page.locator(".empty")).to_be_visible()
+        run = await ask(viewer, "<img src=x>", "keys")
+        asked_at = time.monotonic()
+        await expect(page.locator("[data-card]")).to_contain_text("<img src=x>")
+        assert time.monotonic() - asked_at < 2.0
+        await page.keyboard.press("j")
+        await page.keyboard.press("a")
+        await expect(page.locator("[data-card]")).to_have_count(0)
+        assert await finish(viewer, run) == "ok"
+        run = await ask(viewer, "refused", "keys")
+        await page.click("[data-answer=deny]")
+        await expect(page.locator("[data-card]")).to_have_count(0)
+        assert await finish(viewer, run) == "error"
+
+
+async def test_the_second_of_two_browsers_is_told(viewer: Viewer) -> None:
+    run = await ask(viewer, "twice", "two browsers")
+    async with viewer.open("/approvals") as first, viewer.open("/approvals") as second:
+        await second.route("**/approvals/changes", lambda route: route.abort())
+        await second.reload()
+        await first.click("[data-answer=allow]")
+        await expect(first.locator("[data-card]")).to_have_count(0)
+        await second.click("[data-answer=deny]")
+        await expect(second.locator(".toast.error")).to_contain_text("Somebody else was faster.")
+        await expect(second.locator("[data-card]")).to_have_count(0)
+    assert await finish(viewer, run) == "ok"
+
+
+async def test_a_plan_is_made(viewer: Viewer) -> None:
+    await ask(viewer, "planned", "plans", dry_run=True)
+    async with viewer.open("/approvals") as page:
+        await page.click("text=Make this call")
+        await expect(page.locator("[data-card]")).to_have_count(0)
+        await page.goto(f"{viewer.base}/s/plans")
+        await expect(page.locator(".panel .pill").first).to_have_text("ok")
+
+
+async def test_a_token_without_the_scope_cannot_answer(viewer: Viewer) -> None:
+    run = await ask(viewer, "x", "scopes")
+    token = viewer.service.create_token("ann", "--scope", "read")
+    async with viewer.open("/approvals", token) as page:
+        await expect(page.locator("[data-card]")).to_contain_text("does not allow an answer")
+        await expect(page.locator("[data-answer]")).to_have_count(0)
+    async with viewer.open("/approvals") as page:
+        await page.click("[data-answer=deny]")
+    assert await finish(viewer, run) == "error"
