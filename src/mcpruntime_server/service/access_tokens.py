@@ -55,11 +55,11 @@ class SingleToken:
 
     def __init__(self, principal: str, text: str) -> None:
         self.text = text
-        self._token = AccessToken("", principal, digest(text), time.time(), None, SCOPES)
+        self._token = AccessToken("", principal, digest_token(text), time.time(), None, SCOPES)
 
     def find_token(self, text: str) -> AccessToken | None:
         """Return the token if it is this one."""
-        return self._token if hmac.compare_digest(digest(text), self._token.digest) else None
+        return self._token if hmac.compare_digest(digest_token(text), self._token.digest) else None
 
 
 class TokenStore:
