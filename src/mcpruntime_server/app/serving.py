@@ -16,7 +16,6 @@ import anyio
 from mcp.server import MCPServer
 from starlette.types import ASGIApp
 
-from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.tools.catalog import Catalog
 from ..config import Config
 from ..config.telemetry import sends_traces
@@ -139,12 +138,9 @@ async def serve_http(
         )
 
         def build_pages(authentication: Authentication) -> Sequence[BaseRoute]:
-            def find_library(principal: str) -> SkillLibrary:
-                return app.find_saver(principal).library
-
             has_tokens = tokens is not None
             return build_page_routes(
-                api, find_library, logins, authentication, needs_token=has_tokens
+                api, app.find_saver, logins, authentication, needs_token=has_tokens
             )
 
         await run_http_server(

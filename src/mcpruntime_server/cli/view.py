@@ -33,7 +33,7 @@ def view_command(config: Config, *, port: int, no_browser: bool) -> int:
     Servers that run on the same data folder go on, and what they do appears at once. The address
     has a secret that logs one browser in: other users of this machine cannot see the pages.
     """
-    from ..app import serve_http
+    from ..app.serving import serve_http
     from ..service.access_tokens import SingleToken
     from ..viewer.browser_logins import BrowserLogins
 

@@ -18,7 +18,7 @@ from ..errors import NotFound
 from ..journal import overviews
 from ..journal.overviews import SessionOverview
 from ..journal.rows import SessionRow
-from ..runtime.run_history import RecordedRun, load_run
+from ..runtime.run_history import RecordedRun, load_recorded_run
 from ..runtime.run_report import PendingQuestionView
 from ..service.authentication import find_principal
 from ..service.event_stream import EventStreamResponse
@@ -160,7 +160,7 @@ class ApprovalPages:
 
     async def _load_recorded(self, run_id: str, session_id: str) -> tuple[SessionRow, RecordedRun]:
         session = await self._journal.load_session(session_id)
-        return session, await load_run(self._journal, await self._journal.load_run(run_id))
+        return session, await load_recorded_run(self._journal, await self._journal.load_run(run_id))
 
 
 class QueueChanges:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.routing import BaseRoute, Route
 
-from ..capabilities.skills.library import SkillLibrary
+from ..capabilities.skills.saving import SkillSaver
 from ..config.scopes import Scope
 from ..service.api import bind_api_handlers
 from ..service.api_services import ApiServices
@@ -21,12 +21,14 @@ from .browser_logins import BrowserLogins
 from .file_pages import FilePages
 from .page_rendering import STATIC_PATH, PageRenderer
 from .session_pages import SessionListPages
+from .skill_pages import SkillPages
 from .step_pages import StepPages
 from .viewer_services import ViewerServices
 from .web_access import LOGIN_PATH, PageHandler, WebAccess
 
 API_PREFIX = "/ui/api"
 READ: tuple[Scope, ...] = ("read",)
+RUN: tuple[Scope, ...] = ("run",)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class PageRoute:
 def list_page_routes(services: ViewerServices) -> list[PageRoute]:
     """Return the addresses of all pages and of their parts."""
     sessions, steps = SessionListPages(services), StepPages(services)
-    approvals, files = ApprovalPages(services), FilePages(services)
+    approvals, files, skills = ApprovalPages(services), FilePages(services), SkillPages(services)
     session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
     return [
         PageRoute("/", sessions.show_sessions),
@@ -55,6 +57,9 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
         PageRoute(f"{step_path}/output", steps.show_output),
         PageRoute(f"{step_path}/file", files.download_file),
         PageRoute(f"{step_path}/diff", files.show_diff),
+        PageRoute("/skills", skills.show_skills),
+        PageRoute("/skills/{name}", skills.show_skill),
+        PageRoute("/skills/{name}/state", skills.change_state, RUN, "POST", is_page=False),
         PageRoute("/approvals", approvals.show_queue),
         PageRoute("/approvals/count", approvals.count_questions, is_page=False),
         PageRoute("/approvals/changes", approvals.follow_queue, is_page=False),
@@ -64,7 +69,7 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
 
 def build_page_routes(
     api: ApiServices,
-    find_library: Callable[[str], SkillLibrary],
+    find_saver: Callable[[str], SkillSaver],
     logins: BrowserLogins,
     authentication: Authentication,
     *,
@@ -73,7 +78,7 @@ def build_page_routes(
     """Return the routes of the viewer for the application."""
     renderer = PageRenderer()
     access = WebAccess(authentication, logins, renderer, needs_token=needs_token)
-    services = ViewerServices(api, find_library, access, renderer)
+    services = ViewerServices(api, find_saver, access, renderer)
     routes = [
         Route(
             each.path,

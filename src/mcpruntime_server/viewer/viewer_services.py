@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..capabilities.skills.library import SkillLibrary
+from ..capabilities.skills.saving import SkillSaver
 from ..journal.store import Journal
 from ..service.api_services import ApiServices
 from .page_rendering import PageRenderer
@@ -17,7 +17,7 @@ class ViewerServices:
     """What the handlers of pages get: the parts of the server, and how a page is made."""
 
     api: ApiServices
-    find_library: Callable[[str], SkillLibrary]  # of a principal
+    find_saver: Callable[[str], SkillSaver]  # of a principal
     access: WebAccess
     renderer: PageRenderer
 

@@ -24,9 +24,10 @@ export function formatRelative(date) {
     return date.toLocaleDateString("en", { year: "numeric", month: "short", day: "numeric" });
   }
   for (const [unit, size] of UNITS) {
+    if (seconds >= size) return relative.format(Math.round(seconds / size), unit);
     if (seconds <= -size) return relative.format(Math.round(seconds / size), unit);
   }
-  return "just now";
+  return seconds > 1 ? "in a minute" : "just now";
 }
 
 export function formatClock(date) {
