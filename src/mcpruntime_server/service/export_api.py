@@ -19,7 +19,7 @@ from .api_services import ApiServices
 from .authentication import find_principal
 
 UNSAFE_NAME_CHARS = re.compile(r"[^A-Za-z0-9._-]")
-NOTEBOOK_TYPE = "application/x-ipynb+json"
+NOTEBOOK_TYPE = "application/octet-stream"  # a file to save, which no client is to parse
 EXPORT_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; "
