@@ -17,7 +17,12 @@ HEAD = """\
 
 Everything here was written by `python -m bench report` from result files; nobody typed a figure.
 A machine with other processors or a load of its own gives other times: compare the columns of a
-table with each other, not with those of another machine.
+table with each other, not with those of another machine. `make bench-smoke` runs every part once,
+small; each section names the command that repeats it.
+
+What the figures do not show: how often a real model is right (no run with one is among them), how
+servers of others do on the same tasks, and what a provider bills that caches the beginning of a
+prompt. Tokens in are counted in full for every request.
 """
 
 WriteSection = Callable[[Sequence[SuiteResult], Path], str]  # results, and the folder for plots
@@ -36,6 +41,9 @@ def write_report(files: Sequence[Path], into: Path | None, *, check: bool = Fals
             print(f"{file} is no result of a suite: {exc}", file=sys.stderr)
             return 2
         results.setdefault(result.suite, []).append(result)
+    if unknown := set(results) - set(SECTIONS):
+        print(f"The report has no section for {', '.join(unknown)}.", file=sys.stderr)
+        return 2
     if not results:
         print(f"There are no results in {RESULTS_FOLDER}: run a suite first.", file=sys.stderr)
         return 2

@@ -95,6 +95,8 @@ class ResultRecorder:
         self._began = time.monotonic()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._load_before = os.getloadavg()[0]
+        self._commit = _run_git("rev-parse", "--short=12", "HEAD")
+        self._has_changes = bool(_run_git("status", "--porcelain"))
 
     def add(
         self,
@@ -118,7 +120,9 @@ class ResultRecorder:
             **self._facts,
             started=self._started,
             took_s=round(time.monotonic() - self._began, 1),
-            environment=describe_environment(self._load_before),
+            environment=describe_environment(
+                self._load_before, self._commit, has_changes=self._has_changes
+            ),
             measurements=self.measurements,
             details=self.details,
             failures=self.failures,
@@ -133,11 +137,11 @@ def record_result(suite: str, file: Path, **facts: Any) -> Iterator[ResultRecord
     recorder.result().write(file)
 
 
-def describe_environment(load_before: float) -> Environment:
-    """Return the facts about this machine and this checkout."""
+def describe_environment(load_before: float, commit: str, *, has_changes: bool) -> Environment:
+    """Return the facts about this machine, and the checkout that a suite began with."""
     return Environment(
-        commit=_run_git("rev-parse", "--short=12", "HEAD"),
-        has_uncommitted_changes=bool(_run_git("status", "--porcelain")),
+        commit=commit,
+        has_uncommitted_changes=has_changes,
         system=platform.platform(),
         processor=_read_processor_name(),
         processors=os.cpu_count() or 0,

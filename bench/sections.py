@@ -277,6 +277,41 @@ def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
     return f"## Long texts\n{describe_run(result, command)}\n{text}\n{table}"
 
 
+def write_retrieval(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on searches: recall@3 and MRR of each kind of query."""
+    result = results[-1]
+    rows = [
+        [searched, kind, f"{recall:.2f}", f"{reciprocal_rank:.2f}"]
+        for searched, kinds in result.details.items()
+        for kind, (recall, reciprocal_rank) in kinds.items()
+    ]
+    table = markdown_table(("searched", "queries", "recall@3", "MRR"), rows)
+    return f"## Searches\n{describe_run(result, 'python -m bench run retrieval')}\n{table}"
+
+
+def write_skill_gate(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on recorded sessions that become skills."""
+    parts = ["## Skills from recorded sessions\n"]
+    for result in results:
+        option = " --held-out" if result.mode.endswith("held-out") else ""
+        parts.append(describe_run(result, f"python -m bench run skill-gate{option}"))
+        rows = [[name, str(count)] for name, count in result.details["counts"].items()]
+        parts.append(markdown_table(("sessions that", "number"), rows))
+    return "\n".join(parts)
+
+
+def write_second_task(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on what a skill saves."""
+    result = results[-1]
+    rows = [
+        [way, f"{total['written']:,}", f"{total['read']:,}", f"{total['seconds']:.1f}"]
+        for way, total in result.details["totals"].items()
+    ]
+    header = ("second task", "tokens written", "tokens read", "seconds")
+    command = "python -m bench run second-task"
+    return f"## What a skill saves\n{describe_run(result, command)}\n{markdown_table(header, rows)}"
+
+
 def readme_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, str]:
     """Return the figures for the README, by the names of their marks."""
     lines = []
@@ -308,4 +343,7 @@ SECTIONS: dict[str, WriteSection] = {
     "perf": write_rows("Speed", "python -m bench perf"),
     "load": write_rows("Many clients over HTTP", "python -m bench run load"),
     "long-context": write_long_context,
+    "skill-gate": write_skill_gate,
+    "second-task": write_second_task,
+    "retrieval": write_retrieval,
 }

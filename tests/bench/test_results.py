@@ -10,7 +10,9 @@ import pytest
 from bench.comparison import compare_files, compare_results
 from bench.report import fill_marks, write_report
 from bench.results import SuiteResult, read_result, record_result
+from bench.sections import SECTIONS
 from bench.statistics import percentile, wilson_interval
+from bench.suites import SUITES
 
 
 def write_result(file: Path, suite: str, samples: dict[str, list[float]]) -> SuiteResult:
@@ -28,6 +30,10 @@ def test_a_result_says_where_it_was_measured(tmp_path: Path) -> None:
     assert where.commit
     assert where.processors
     assert where.packages["mcp"]
+
+
+def test_every_suite_with_a_table_of_its_own_has_a_section() -> None:
+    assert set(SUITES) - set(SECTIONS) == {"inputs"}, "`inputs` prints its table only"
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
