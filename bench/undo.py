@@ -22,6 +22,7 @@ from .results import RESULTS_FOLDER, ResultRecorder, record_result
 
 SIZES_MB, QUICK_SIZES_MB = (1, 100, 1_000), (1,)
 FILES = 1_000
+WAIT_S = 250.0  # to pickle a gigabyte
 PAUSE_S = 0.3  # long enough to park a fork of the session
 SAMPLES, QUICK_SAMPLES = 10, 3
 PROGRAMS, QUICK_PROGRAMS = 200, 10
@@ -44,7 +45,10 @@ async def measure_size(recorder: ResultRecorder, mb: int, samples: int) -> None:
     """Measure rewind, fork and the alternatives with variables of `mb` megabytes."""
     rewinds, forks, pickles = [], [], []
     memory_mb = 512 + 3 * mb
-    async with start_server(pool_size=0, memory_mb=memory_mb, checkpoint_mb=4 * mb + 256) as server:
+    limits = {"server": {"data_dir": "data", "wait_s": WAIT_S}}
+    async with start_server(
+        sections=limits, pool_size=0, memory_mb=memory_mb, checkpoint_mb=4 * mb + 256
+    ) as server:
         make = f"heap = [bytearray(b'x' * 1_000_000) for _ in range({mb})]\nn = 0"
         await server.run_code(make, "line")
         [container] = await server.containers.wait_until_settled(1)
@@ -126,10 +130,12 @@ async def is_restored(server: TestServer, run: str, expected: object) -> bool:
     return bool((await server.run_code(LOOK_CODE, "random"))["value"] == expected)
 
 
-async def measure_all(recorder: ResultRecorder, is_quick: bool, seed: int) -> None:
-    """Measure everything."""
+async def measure_all(
+    recorder: ResultRecorder, sizes: Sequence[int], is_quick: bool, seed: int
+) -> None:
+    """Measure everything, with variables of `sizes` in MB."""
     samples = QUICK_SAMPLES if is_quick else SAMPLES
-    for mb in QUICK_SIZES_MB if is_quick else SIZES_MB:
+    for mb in sizes:
         await measure_size(recorder, mb, samples)
     await measure_files(recorder, samples)
     await check_programs(recorder, QUICK_PROGRAMS if is_quick else PROGRAMS, seed)
@@ -139,12 +145,14 @@ def main(arguments: Sequence[str]) -> int:
     """Measure; return 1 if a state was not restored."""
     top = argparse.ArgumentParser(prog="python -m bench run undo", description=__doc__)
     top.add_argument("--quick", action="store_true")
+    top.add_argument("--sizes", type=int, nargs="+", metavar="MB", help=f"default: {SIZES_MB}")
     top.add_argument("--seed", type=int, default=0)
     top.add_argument("--json", type=Path, default=RESULTS_FOLDER / "undo.json")
     options = top.parse_args(arguments)
     facts = {"seed": options.seed, "is_quick": options.quick}
     with record_result("undo", options.json, **facts) as recorder:
-        anyio.run(measure_all, recorder, options.quick, options.seed)
+        sizes = options.sizes or (QUICK_SIZES_MB if options.quick else SIZES_MB)
+        anyio.run(measure_all, recorder, sizes, options.quick, options.seed)
     for each in recorder.measurements:
         print(f"{each.name:32} {sorted(each.samples)[len(each.samples) // 2]:10.2f} {each.unit}")
     right, programs = recorder.details["restored"]
