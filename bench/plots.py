@@ -50,7 +50,7 @@ def plot_crossover(
         for panel, (catalogue, ways) in zip(axes[0], points.items(), strict=True):
             draw_panel(panel, f"{catalogue:,} tools", ways)
         axes[0][0].set_ylabel("tokens of a task")
-        axes[0][0].legend(frameon=False, loc="lower right")
+        axes[0][0].legend(frameon=False, loc="upper left")
         return save_figure(figure, folder, "context-cost")
 
 

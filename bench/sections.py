@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,10 @@ def write_context_cost(results: Sequence[SuiteResult], plots: Path) -> str:
         "ratio",
         "who needs fewer tokens",
     )
-    command = f"python -m bench run context-cost --seed {result.seed}"
+    tasks = {point["task"] for point in points}
+    limit = max(Counter(task.partition("/")[0] for task in tasks).values())
+    sizes = " ".join(map(str, panels))
+    command = f"python -m bench run context-cost --limit {limit} --catalogues {sizes}"
     head = f"## What reaches the model\n{describe_run(result, command)}\n{GOLD_NOTE}"
     return f"{head}\n{markdown_table(header, rows)}\n{plot_crossover(panels, plots)}"
 
