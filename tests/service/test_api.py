@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -528,3 +529,24 @@ async def test_the_document_describes_every_route(api: ApiClient) -> None:
         for operation in methods.values():
             assert operation["security"]
             assert "401" in operation["responses"]
+
+
+async def test_runs_that_are_worth_it_become_skills(tmp_path: Path) -> None:
+    settings = write_settings(
+        tmp_path,
+        mcpServers={"counted": upstream_entry("counted", str(tmp_path / "done"))},
+        sandbox={"backend": "local", "pool_size": 0},
+        skills={"auto": "active-on-second-success"},
+    )
+    code = "from tools.counted import add\nitem = 'ITEM'\nadd(item=item)\nloud = item.upper()\nloud"
+    async with open_http_service(settings) as service:
+        token = service.create_token("ann")
+        with anyio.fail_after(TEST_TIMEOUT_S):
+            async with connect_api(service, token) as api, service.connect(token) as client:
+                listed = ""
+                for item in ("figs", "kale", "peas", "plums", "beans"):
+                    done = await api.post("/execute", {"code": code.replace("ITEM", item)})
+                    assert done.json()["status"] == "ok", done.text
+                    listed = (await client.client.call_tool("list_skills", {})).model_dump_json()
+                    await anyio.sleep(0.5 * ("loud" not in listed))
+                assert "loud" in listed

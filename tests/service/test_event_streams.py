@@ -12,9 +12,11 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from mcp import MCPError
 
 from mcpruntime_server.errors import RateLimited
 from mcpruntime_server.service import event_stream
+from mcpruntime_server.service.access_tokens import TokenStore
 from mcpruntime_server.service.run_events import EncodedEvent
 
 from ..helpers.event_streams import ApiClient, ReceivedEvent, connect_api, parse_events
@@ -250,6 +252,47 @@ async def test_a_run_of_another_server_is_cancelled_there(tmp_path: Path) -> Non
             assert cancelled.json()["status"] == "cancelled"
             assert (await client.run_request(runs[1], cancel=True)).status == "cancelled"
             assert (await client.run("1 + 1")).value == 2
+
+
+async def test_a_stream_ends_with_its_token(service: HttpService, tmp_path: Path) -> None:
+    """A revoked token ends what its owner reads, and not the runs: another token finds them."""
+    tokens = TokenStore(service.data_dir)
+    token, other = service.create_token("tom"), service.create_token("tom")
+    code = f"import os, time\nprint('started')\nwhile not os.path.exists({str(tmp_path / 'go')!r}):"
+    code += "\n    time.sleep(0.01)"
+    output = anyio.Event()
+
+    async def note_output(progress: float, total: float | None, message: str | None) -> None:
+        output.set()
+
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        async with connect_api(service, token) as api:
+            run = (await read_until(api, code, "output"))[0].data["run"]
+            async with (
+                api.stream("GET", f"/runs/{run}/events") as events,
+                anyio.create_task_group() as tasks,
+            ):
+                await anext(events)
+                tasks.start_soon(lose_request, service, token, code + "\n#", note_output)
+                await output.wait()
+                tokens.revoke_token(token.split("_")[1])
+                last = [event async for event in events][-1]
+                assert (last.type, last.data["code"]) == ("error", "invalid_token")
+        async with connect_api(service, other) as api:
+            (tmp_path / "go").touch()
+            listed = (await api.get("/sessions")).json()["sessions"]
+            for each in listed:
+                runs = (await api.get(f"/sessions/{each['session']}")).json()["runs"]
+                ended = [(await api.read_events(row["run"]))[-1] for row in runs]
+                assert [event.data["status"] for event in ended] == ["ok"]
+            assert len(listed) == 2
+
+
+async def lose_request(service: HttpService, token: str, code: str, progress: Any) -> None:
+    """Run code over MCP until the token is not valid any more."""
+    async with service.connect(token) as client:
+        with pytest.raises(MCPError, match="ended without a response"):
+            await client.client.call_tool("run_code", {"code": code}, progress_callback=progress)
 
 
 # readers ------------------------------------------------------------------------------------------

@@ -232,6 +232,17 @@ async def wait_for_status(client: ServerConnection, session: str, *statuses: str
             await anyio.sleep(0.05)
 
 
+@pytest.mark.parametrize("era", ERAS)
+async def test_an_unknown_prompt_is_an_invalid_parameter(
+    service: HttpService, ann: str, era: str
+) -> None:
+    async with service.connect(ann, era) as client:
+        for name, text in (("other", "There is no prompt 'other'."), ("grounded", "needs task")):
+            with pytest.raises(MCPError, match=text) as caught:
+                await client.client.get_prompt(name)
+            assert caught.value.error.code == INVALID_PARAMS
+
+
 # the client's model and the person ----------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ from ..runtime.process_memory import return_large_blocks
 from ..runtime.rates import Rate
 from ..runtime.reference_cycles import collect_cycles
 from ..runtime.router import Route, Router
+from ..runtime.run import Run
 from ..runtime.runtime import Runtime, open_runtime
 from ..runtime.scratch_run import open_scratch_runner
 from ..sandbox import Backend
@@ -72,6 +73,7 @@ from ..server.agent_runs import open_agent_run_session
 from ..server.delivery import FindCursor
 from ..server.mcp_server import build_mcp_server
 from ..server.question_pages import max_question_chars
+from ..server.skill_tools import keep_as_skill
 
 if TYPE_CHECKING:
     pass
@@ -163,6 +165,15 @@ class App:
             signatures=await self.catalog.describe_briefly(),
             skills_sentence=await skills_sentence(saver.library),
         )
+
+    async def keep_when_finished(self, run: Run, principal: str) -> None:
+        """Save a run as a skill when it has finished, if that is enabled and worth it."""
+        await run.wait_until_finished()
+        await run.wait_until_recorded()
+        try:
+            await keep_as_skill(self.find_saver(principal), self.journal, run)
+        except McpRuntimeError as exc:  # the run itself is fine
+            logger.warning("run %s could not be considered as a skill: %s", run.id, exc)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from ..journal.call_scope import act_for
 from ..journal.rows import LOCAL_PRINCIPAL
 from ..runtime.inspector import Inspector
 from ..runtime.observer import RuntimeObserver
+from ..runtime.run import Run
 from ..runtime.runtime import Runtime
 from ..server.delivery import DeliveryCursor, FindCursor
 from ..server.run_starter import RunStarter
@@ -128,11 +129,16 @@ async def serve_http(
             traces.wrap_app,
         )
         starter = RunStarter(config.sandbox, app.runtime, app.inputs)
+
+        def keep_as_skill_later(run: Run, principal: str) -> None:
+            tasks.start_soon(app.keep_when_finished, run, principal)
+
         api = ApiServices(
             config,
             app.runtime,
             Inspector(app.runtime),
             starter,
+            keep_as_skill_later,
             app.catalog.package_names,
             is_stopping,
         )

@@ -16,6 +16,7 @@ from .delivery import DeliveryCursor
 
 MAX_CONNECTIONS = 10_000  # that are remembered, the least recently used ones forgotten first
 STDIO_CONNECTION = "stdio"
+RESPONSE_KEY = "mcpruntime_server.response"  # in the ASGI scope of a request: what answers it
 
 
 def find_connection_id(ctx: Any) -> str | None:
@@ -30,6 +31,13 @@ def find_connection_id(ctx: Any) -> str | None:
 def find_http_request(ctx: Any) -> Any:
     """Return the HTTP request that a message came in; None over stdio."""
     return (ctx.request_context if isinstance(ctx, Context) else ctx).request
+
+
+def has_lost_token(ctx: Any) -> bool:
+    """Return whether a request ends because its token is not valid any more."""
+    request = find_http_request(ctx)
+    response = None if request is None else request.scope.get(RESPONSE_KEY)
+    return response is not None and response.has_lost_token
 
 
 class ConnectionCursors:

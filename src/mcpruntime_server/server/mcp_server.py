@@ -10,13 +10,16 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
+from mcp import MCPError
 from mcp.server import MCPServer
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import (
+    INVALID_PARAMS,
     CallToolResult,
+    GetPromptResult,
     InputRequiredResult,
     Resource,
     ResourceTemplate,
@@ -337,6 +340,24 @@ class RuntimeMcpServer(MCPServer[Any]):
         raise ResourceNotFoundError(
             f"There is no resource at {str(uri)!r:.200}: addresses begin with {schemes}."
         )
+
+    async def get_prompt(
+        self,
+        name: str,
+        arguments: dict[str, Any] | None = None,
+        context: Context[Any] | None = None,
+    ) -> GetPromptResult | InputRequiredResult:
+        """Return a prompt; raises `MCPError` for one that is not there, or lacks arguments."""
+        prompts = {each.name: each for each in await self.list_prompts()}
+        if name not in prompts:
+            listed = ", ".join(prompts) or "none"
+            raise MCPError(
+                INVALID_PARAMS, f"There is no prompt {name!r:.80}. The prompts are {listed}."
+            )
+        needed = [each.name for each in prompts[name].arguments or () if each.required]
+        if missing := [each for each in needed if each not in (arguments or {})]:
+            raise MCPError(INVALID_PARAMS, f"The prompt {name} needs {', '.join(missing)}.")
+        return await super().get_prompt(name, arguments, context)
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any] | None = None

@@ -1,7 +1,8 @@
 """How a request watches a run: its progress, and what happens when the request is cancelled.
 
 A request that its client cancels stops the run that it has started, if no other request watches the
-run. A request that has only timed out does not: its client asks again, and finds the run.
+run. A request that has only timed out, or whose token has expired, does not: its client asks again,
+and finds the run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import anyio
 from mcp.server.mcpserver import Context
 
 from ..runtime.run import Run
+from .connections import has_lost_token
 from .delivery import DeliveryCursor
 
 FIRST_HEARTBEAT_S = 1.0  # until a silent run sends a sign of life; the interval doubles each time
@@ -38,7 +40,7 @@ def register_watcher(
     try:
         yield
     except anyio.get_cancelled_exc_class():
-        has_timed_out = cursor.take_timed_out(ctx.request_id)
+        has_timed_out = cursor.take_timed_out(ctx.request_id) or has_lost_token(ctx)
         if is_owner and run.audience.is_last:
             if has_timed_out:
                 run.audience.detach()

@@ -45,6 +45,7 @@ from .run_lookup import UNDER_WAY, RunLookup
 from .run_progress import register_watcher, wait_for_run, wants_progress
 from .run_starter import RunStarter
 from .session_resolver import SessionResolver
+from .skill_tools import keep_as_skill
 
 IDEMPOTENCY_KEY_META = "mcpruntime/idempotency-key"  # in `_meta`: names the request
 MAX_IDEMPOTENCY_KEY_CHARS = 200
@@ -326,19 +327,10 @@ class RunToolHandler:
         notes = (
             result.note,
             await run.wait_until_recorded(),
-            await self._keep_as_skill(run, report),
+            await keep_as_skill(self._saver, self._runtime.journal, run),
         )
         result.note = " ".join(filter(None, notes))
         return run_call_result(result)
-
-    async def _keep_as_skill(self, run: Run, report: RunReport) -> str:
-        """Save a run as a skill if that is enabled and worth it; return a note on it."""
-        if report.status != "ok" or run.spec.is_dry_run:
-            return ""
-        calls = len(run.report.calls)
-        if not self._saver.should_consider(run.spec.code, report.value, calls):
-            return ""
-        return await self._saver.consider_run(await self._runtime.journal.load_run(run.id))
 
     async def build_progress_result(
         self, cursor: DeliveryCursor, session: Session, run: Run

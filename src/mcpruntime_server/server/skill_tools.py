@@ -19,6 +19,7 @@ from ..capabilities.skills.usage import UsageRecord
 from ..errors import InvalidRequest, McpRuntimeError
 from ..journal.rows import RunRow
 from ..journal.store import Journal
+from ..runtime.run import Run
 from ..runtime.run_history import find_own_run
 from .result_format import error_result, text_call_result
 from .run_lookup import RUN_ID_REMEDY
@@ -219,3 +220,13 @@ def build_skill_prompt(library: SkillLibrary) -> Prompt:
     return Prompt.from_function(
         with_skills, title="Task with skills", description="A task, and the skills that may help."
     )
+
+
+async def keep_as_skill(saver: SkillSaver, journal: Journal, run: Run) -> str:
+    """Save a finished run as a skill if that is enabled and worth it; return a note on it."""
+    report = run.report
+    if report.status != "ok" or run.spec.is_dry_run:
+        return ""
+    if not saver.should_consider(run.spec.code, report.value, len(report.calls)):
+        return ""
+    return await saver.consider_run(await journal.load_run(run.id))

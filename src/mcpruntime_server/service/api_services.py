@@ -9,6 +9,7 @@ import anyio
 
 from ..config import Config
 from ..runtime.inspector import Inspector
+from ..runtime.run import Run
 from ..runtime.runtime import Runtime
 from ..server.run_starter import RunStarter
 
@@ -21,5 +22,6 @@ class ApiServices:
     runtime: Runtime
     inspector: Inspector
     starter: RunStarter
+    keep_as_skill: Callable[[Run, str], None]  # the run of a principal, once it has finished
     package_names: Callable[[], Collection[str]]  # of the servers that code can call
     is_stopping: anyio.Event

@@ -9,9 +9,13 @@ Rule: the token of a client goes no further than this module.
 from __future__ import annotations
 
 import inspect
+import logging
+import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from math import ceil
 from typing import Protocol, cast
 
@@ -35,8 +39,9 @@ from starlette.types import Scope as RequestScope
 from .. import APP_NAME
 from ..config import HttpSettings
 from ..config.scopes import DEFAULT_SCOPES, Scope, order_scopes
-from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited
+from ..errors import InsufficientScope, InvalidToken, McpRuntimeError, RateLimited, Unavailable
 from ..journal.call_scope import act_for
+from ..server.connections import RESPONSE_KEY
 from .access_tokens import TOKEN_PREFIX, AccessToken, digest_token
 from .callers import LOCAL_CALLER, Caller
 from .issuer_tokens import IssuerTokens
@@ -45,8 +50,12 @@ from .rate_limits import RateLimits, client_address
 
 CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
 AUTHORIZATION, BEARER = b"authorization", "bearer"
+CONTENT_TYPE, EVENT_STREAM = b"content-type", b"text/event-stream"
+TOKEN_CHECK_INTERVAL_S = 1.0  # of the tokens of responses that are under way
 MAX_KNOWN_TOKENS = 10_000
 METADATA_PATH = "/.well-known/oauth-protected-resource"
+
+logger = logging.getLogger(__name__)
 
 Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
 
@@ -82,6 +91,7 @@ class Authentication:
         self._oauth = settings.oauth
         self._issuer_tokens = IssuerTokens(settings.oauth) if settings.oauth.issuer else None
         self._known_tokens: OrderedDict[str, None] = OrderedDict()  # digests of valid ones
+        self._open_responses: set[OpenResponse] = set()
         self.limits = RateLimits(settings)
 
     def build_routes(self) -> Sequence[BaseRoute]:
@@ -149,7 +159,46 @@ class Authentication:
             found = await anyio.to_thread.run_sync(tokens.find_token, token)
         if found is None:
             raise InvalidToken("The access token is not valid here.")
-        return Caller(found.principal, frozenset(found.scopes))
+        return Caller(found.principal, frozenset(found.scopes), found.expires_at)
+
+    @contextmanager
+    def watch_token(self, scope: RequestScope, caller: Caller) -> Iterator[OpenResponse]:
+        """Cancel what is inside if the token of a request expires, or is revoked, meanwhile."""
+        token = "" if self._tokens is None else read_bearer_token(scope)
+        response = scope[RESPONSE_KEY] = OpenResponse(token, caller.expires_at)
+        self._open_responses.add(response)
+        try:
+            with response.cancel_scope:
+                yield response
+        finally:
+            self._open_responses.discard(response)
+
+    async def end_responses(self) -> None:
+        """End the responses whose tokens are not valid any more; runs until it is cancelled."""
+        while True:
+            await anyio.sleep(TOKEN_CHECK_INTERVAL_S)
+            for response in list(self._open_responses):
+                if response.can_end and not await self._is_valid(response):
+                    response.has_lost_token = True
+                    response.cancel_scope.cancel()
+
+    async def _is_valid(self, response: OpenResponse) -> bool:
+        """Return whether the token of a response is valid still; if in doubt, it is."""
+        if self._tokens is None:
+            return True
+        if response.expires_at is not None and response.expires_at <= time.time():
+            return False
+        if not response.token.startswith(f"{TOKEN_PREFIX}_"):
+            return True
+        try:
+            if self._tokens.is_current:
+                return self._tokens.find_token(response.token) is not None
+            return (
+                await anyio.to_thread.run_sync(self._tokens.find_token, response.token) is not None
+            )
+        except Unavailable as exc:
+            logger.error("%s", exc)
+            return True
 
     def _remember_token(self, known: str) -> None:
         self._known_tokens[known] = None
@@ -180,6 +229,33 @@ class Authentication:
         return f"Bearer {', '.join(parts)}"
 
 
+@dataclass(eq=False)
+class OpenResponse:
+    """A request that is answered now, and the token that it came with."""
+
+    token: str
+    expires_at: float | None
+    has_started: bool = False
+    is_stream: bool = False  # of events
+    is_complete: bool = False
+    has_lost_token: bool = False
+    cancel_scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    @property
+    def can_end(self) -> bool:
+        """Whether it can end early: its client notices, and knows why."""
+        return not self.is_complete and (self.is_stream or not self.has_started)
+
+    def note_sent(self, message: Message) -> None:
+        """Note what is sent."""
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            types = (value for name, value in message["headers"] if name.lower() == CONTENT_TYPE)
+            self.is_stream = any(each.startswith(EVENT_STREAM) for each in types)
+        else:
+            self.is_complete = not message.get("more_body")
+
+
 class ProtectedEndpoint:
     """An endpoint that only those reach who may."""
 
@@ -197,24 +273,33 @@ class ProtectedEndpoint:
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Pass a request on, or respond with the error that refuses it."""
-        has_started = False
-
-        async def send_message(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
+        response: OpenResponse | None = None
         try:
             caller = await self._authentication.identify(scope)
             check_scopes(caller, self._scopes)
-            count_request(caller, scope)
-            act_for(caller.principal)
-            with self._authentication.limits.serve(caller.principal):
-                await self._endpoint(scope, receive, send_message)
+            with (
+                self._authentication.limits.serve(caller.principal),
+                self._authentication.watch_token(scope, caller) as response,
+            ):
+                count_request(caller, scope)
+                act_for(caller.principal)
+                await self._endpoint(scope, receive, partial(send_noted, send, response))
+            if response.has_lost_token and not response.is_complete:
+                raise InvalidToken("The access token has expired, or was revoked.")
         except McpRuntimeError as exc:
-            if has_started:
+            if response is None or not response.has_started:
+                await self._refuse(exc)(scope, receive, send)
+            elif response.has_lost_token:
+                event = f"event: error\ndata: {build_problem(exc).model_dump_json()}\n\n"
+                await send({"type": "http.response.body", "body": event.encode()})
+            else:
                 raise
-            await self._refuse(exc)(scope, receive, send)
+
+
+async def send_noted(send: Send, response: OpenResponse, message: Message) -> None:
+    """Send a message of a response, and note it."""
+    response.note_sent(message)
+    await send(message)
 
 
 def read_bearer_token(scope: RequestScope) -> str:

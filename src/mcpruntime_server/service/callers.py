@@ -14,6 +14,7 @@ class Caller:
 
     principal: str
     scopes: frozenset[Scope]
+    expires_at: float | None = None  # of the token, in seconds since the epoch; None for never
 
 
 LOCAL_CALLER = Caller(LOCAL_PRINCIPAL, frozenset(SCOPES))  # where nobody is asked for a token

@@ -115,6 +115,7 @@ async def run_http_server(
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
+        tasks.start_soon(authentication.end_responses)
         tasks.start_soon(stop_when_set, is_stopping, endpoint, server)
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()

@@ -56,7 +56,7 @@ class IssuerTokens:
             principal = issuer_principal(self._settings.issuer, claims["sub"])
         except ValueError as exc:
             raise InvalidToken("The subject of the access token cannot be used.") from exc
-        return Caller(principal, self._read_scopes(claims))
+        return Caller(principal, self._read_scopes(claims), claims["exp"] + CLOCK_SKEW_S)
 
     def _read_header(self, token: str) -> tuple[str | None, str]:
         """Return the id of the key and the algorithm that a token names."""

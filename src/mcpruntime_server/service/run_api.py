@@ -51,6 +51,7 @@ class RunApi:
         self._runtime = services.runtime
         self._journal = services.runtime.journal
         self._starter = services.starter
+        self._keep_as_skill = services.keep_as_skill
         self._is_stopping = services.is_stopping
         self._feeds = RunFeeds(services.runtime)
         self._streams = OpenStreams()
@@ -120,6 +121,7 @@ class RunApi:
                 context=read_context(body),
             )
             await run.announce()
+            self._keep_as_skill(run, principal)
             return FollowedRun(run.id, session.id, principal), run
 
     async def _wait_until_reportable(self, follower: RunFollower) -> None:
