@@ -8,10 +8,12 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import pytest
+from mcp.types import ElicitRequestParams, ElicitResult
 
 from mcpruntime_server.service.mcp_connections import (
     MAX_CONNECTIONS,
@@ -97,6 +99,46 @@ async def test_a_connection_that_is_opened_again_can_still_ask_its_person(tmp_pa
                 answer = await client.run("from tools.counted import add\nadd(item='x')")
     assert answer.status == "ok", answer.text
     assert "add x" in (tmp_path / "done").read_text()
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+async def test_a_form_that_is_open_during_a_restart_can_be_answered(
+    tmp_path: Path, end: str
+) -> None:
+    settings = write_settings(
+        tmp_path,
+        mcpServers={"counted": upstream_entry("counted", str(tmp_path / "done"))},
+        sandbox={"backend": "local", "pool_size": 0},
+        policy=ASK,
+    )
+    asked, restarted, answered = anyio.Event(), anyio.Event(), anyio.Event()
+    answers = []
+
+    async def allow_later(context: Any, params: ElicitRequestParams) -> ElicitResult:
+        asked.set()
+        await restarted.wait()
+        return await choose("allow")(context, params)
+
+    async def run_add(client: ServerConnection) -> None:
+        answers.append(await client.run("from tools.counted import add\nadd(item='x')", wait_s=60))
+        answered.set()
+
+    async with open_http_service(settings) as first:
+        token = first.create_token("ann")
+        async with (
+            first.connect(token, elicitation_callback=allow_later) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(run_add, client)
+            await asked.wait()
+            first.stop() if end == "stopped" else kill(first)
+            await wait_until_gone(first)
+            async with open_next(settings, first):
+                restarted.set()
+                with anyio.fail_after(TEST_TIMEOUT_S):
+                    await answered.wait()
+    assert answers[0].status == "ok", answers[0].text
+    assert (tmp_path / "done").read_text().split("\n").count("add x") == 1
 
 
 @pytest.mark.parametrize("era", ERAS)

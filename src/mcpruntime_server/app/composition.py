@@ -74,6 +74,7 @@ from ..server.delivery import FindCursor
 from ..server.mcp_server import build_mcp_server
 from ..server.question_pages import max_question_chars
 from ..server.skill_tools import keep_as_skill
+from ..server.state_key import load_state_key
 
 if TYPE_CHECKING:
     pass
@@ -162,6 +163,7 @@ class App:
             principal=principal,
             is_isolated=self.backend.is_isolated,
             python=await self.runtime.name_python(),
+            state_key=await to_thread.run_sync(load_state_key, self.config.server.data_dir),
             signatures=await self.catalog.describe_briefly(),
             skills_sentence=await skills_sentence(saver.library),
         )

@@ -16,6 +16,7 @@ from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError, ToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.request_state import RequestStateSecurity
 from mcp.types import (
     INVALID_PARAMS,
     CallToolResult,
@@ -128,13 +129,15 @@ def build_mcp_server(
     principal: str,
     is_isolated: bool,
     python: str,
+    state_key: bytes,
     signatures: Sequence[str] = (),
     skills_sentence: str = "",
 ) -> MCPServer[Any]:
     """Return the MCP server through which `principal` uses the runtime.
 
     `find_cursor` returns the delivery cursor of the connection that a request came through;
-    `python` names the interpreter of the sandboxes; `signatures` are those of all functions of the
+    `python` names the interpreter of the sandboxes; `state_key` seals what clients send back;
+    `signatures` are those of all functions of the
     packages, if they are few; `skills_sentence` says which skills there are.
     """
     sessions = SessionResolver(runtime, principal)
@@ -169,6 +172,7 @@ def build_mcp_server(
         instructions=instructions,
         log_level="WARNING",
         tools=tools,
+        request_state_security=RequestStateSecurity(keys=[state_key], ttl=config.policy.expires_s),
         extensions=[TasksExtension(runs, config.server.keep_days), SkillsExtension(library)],
     )
     server.add_prompt(build_skill_prompt(library))

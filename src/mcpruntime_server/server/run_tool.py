@@ -51,6 +51,7 @@ IDEMPOTENCY_KEY_META = "mcpruntime/idempotency-key"  # in `_meta`: names the req
 MAX_IDEMPOTENCY_KEY_CHARS = 200
 STOPPING_NOTE = "This server is stopping; the next one continues the run."
 CANCEL_TIMEOUT_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
+RESUME_TIMEOUT_S = 20.0  # for a resumed run to ask again what a form answers
 ANSWER_EXTRA_S = 1.0  # to wait after a person has answered, who may take longer than the request
 
 ToolResponse = CallToolResult | InputRequiredResult
@@ -160,6 +161,9 @@ class RunToolHandler:
             handle = await self.lookup.load_session_handle(found)
             return self.build_report_result(found, handle)
         session, run = found
+        if run.spec.is_resumed:  # by this server, perhaps just now: its code asks again soon
+            with anyio.move_on_after(RESUME_TIMEOUT_S):
+                await wait_for_run(run, ctx, self.find_cursor(ctx))
         asking = self.lookup.find_active_run(state.asking_run_id)
         if asking is not None:  # else the agent that asked is finished
             continues = await self.questions.receive_responses(ctx, state, asking[1])

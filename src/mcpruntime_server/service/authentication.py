@@ -91,7 +91,7 @@ class Authentication:
         self._oauth = settings.oauth
         self._issuer_tokens = IssuerTokens(settings.oauth) if settings.oauth.issuer else None
         self._known_tokens: OrderedDict[str, None] = OrderedDict()  # digests of valid ones
-        self._open_responses: set[OpenResponse] = set()
+        self._open_responses: dict[OpenResponse, str] = {}  # with their tokens
         self.limits = RateLimits(settings)
 
     def build_routes(self) -> Sequence[BaseRoute]:
@@ -165,37 +165,40 @@ class Authentication:
     def watch_token(self, scope: RequestScope, caller: Caller) -> Iterator[OpenResponse]:
         """Cancel what is inside if the token of a request expires, or is revoked, meanwhile."""
         token = "" if self._tokens is None else read_bearer_token(scope)
-        response = scope[RESPONSE_KEY] = OpenResponse(token, caller.expires_at)
-        self._open_responses.add(response)
+        response = scope[RESPONSE_KEY] = OpenResponse(caller.expires_at)
+        self._open_responses[response] = token
         try:
             with response.cancel_scope:
                 yield response
         finally:
-            self._open_responses.discard(response)
+            del self._open_responses[response]
+
+    def count_responses(self) -> dict[str, int]:
+        """Return how many requests are answered now, and how many of them with a stream."""
+        streams = sum(each.is_stream for each in self._open_responses)
+        return {"requests": len(self._open_responses), "streams": streams}
 
     async def end_responses(self) -> None:
         """End the responses whose tokens are not valid any more; runs until it is cancelled."""
         while True:
             await anyio.sleep(TOKEN_CHECK_INTERVAL_S)
-            for response in list(self._open_responses):
-                if response.can_end and not await self._is_valid(response):
+            for response, token in list(self._open_responses.items()):
+                if response.can_end and not await self._is_valid(response, token):
                     response.has_lost_token = True
                     response.cancel_scope.cancel()
 
-    async def _is_valid(self, response: OpenResponse) -> bool:
+    async def _is_valid(self, response: OpenResponse, token: str) -> bool:
         """Return whether the token of a response is valid still; if in doubt, it is."""
         if self._tokens is None:
             return True
         if response.expires_at is not None and response.expires_at <= time.time():
             return False
-        if not response.token.startswith(f"{TOKEN_PREFIX}_"):
+        if not token.startswith(f"{TOKEN_PREFIX}_"):
             return True
         try:
             if self._tokens.is_current:
-                return self._tokens.find_token(response.token) is not None
-            return (
-                await anyio.to_thread.run_sync(self._tokens.find_token, response.token) is not None
-            )
+                return self._tokens.find_token(token) is not None
+            return await anyio.to_thread.run_sync(self._tokens.find_token, token) is not None
         except Unavailable as exc:
             logger.error("%s", exc)
             return True
@@ -231,9 +234,8 @@ class Authentication:
 
 @dataclass(eq=False)
 class OpenResponse:
-    """A request that is answered now, and the token that it came with."""
+    """A request that is answered now; `expires_at` is when its token does."""
 
-    token: str
     expires_at: float | None
     has_started: bool = False
     is_stream: bool = False  # of events

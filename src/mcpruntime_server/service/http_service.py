@@ -90,7 +90,7 @@ async def run_http_server(
         endpoint = McpEndpoint(PrincipalServers(open_server, tasks))
         authentication = Authentication(tokens, settings)
         routes = [
-            *operations.build_routes(authentication, tasks),
+            *operations.build_routes(authentication, endpoint.count_connections, tasks),
             *build_api_routes(api, authentication),
             *CredentialPages(
                 api.config, authentication, needs_token=tokens is not None

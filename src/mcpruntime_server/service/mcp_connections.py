@@ -103,6 +103,11 @@ class ConnectionManager(StreamableHTTPSessionManager):
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._reopening = anyio.Lock()
 
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open."""
+        return len(self._server_instances)
+
     async def _handle_stateful_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request of a connection, or one that opens a connection."""
         connection = Headers(scope=scope).get(MCP_SESSION_ID_HEADER)

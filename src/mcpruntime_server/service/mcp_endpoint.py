@@ -79,6 +79,10 @@ class PrincipalServers:
         finally:
             server.requests -= 1
 
+    def count_connections(self) -> int:
+        """Return how many connections of all principals are open."""
+        return sum(server.manager.connection_count for server in self._servers.values())
+
     def _stop_unused(self) -> None:
         """Stop the server that has been unused longest, if there are too many."""
         if len(self._servers) < self._max_servers:
@@ -146,6 +150,10 @@ class McpEndpoint:
                 self._streams.discard(stream)
         if is_open:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def count_connections(self) -> int:
+        """Return how many connections clients have opened with `initialize`."""
+        return self._servers.count_connections()
 
     def end_streams(self) -> None:
         """End the streams that only listen: the server stops."""

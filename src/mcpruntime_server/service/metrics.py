@@ -159,6 +159,7 @@ class FigureSources:
     count_sessions: Callable[[], Mapping[str, int]]
     count_active_runs: Callable[[], Mapping[str, int]]
     count_upstreams: Callable[[], Mapping[str, int]]
+    count_connections: Callable[[], Mapping[str, int]]  # of clients, by kind
     check_readiness: Callable[[], Awaitable[list[Finding]]]
     data_dir: Path
 
@@ -184,6 +185,12 @@ class ServerFigures(Collector):
             build_gauge("sessions", "Live sessions.", sources.count_sessions()),
             build_gauge("active_runs", "Runs that have not ended.", sources.count_active_runs()),
             build_gauge("upstreams", "Upstream servers.", sources.count_upstreams()),
+            build_gauge(
+                "connections",
+                "MCP connections that are open, requests under way, and those that stream.",
+                sources.count_connections(),
+                "kind",
+            ),
             build_gauge("ready", "Whether a check of `/readyz` succeeds.", ready, "check"),
             build_gauge(
                 "journal_bytes", "Size of the journal.", await self._measure_journal(), "part"

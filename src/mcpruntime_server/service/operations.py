@@ -46,8 +46,17 @@ class Operations:
     metrics_token: str = ""
     wrap_app: Callable[[ASGIApp], ASGIApp] = lambda app: app  # around all routes
 
-    def build_routes(self, authentication: Authentication, tasks: TaskGroup) -> list[BaseRoute]:
+    def build_routes(
+        self,
+        authentication: Authentication,
+        count_mcp_connections: Callable[[], int],
+        tasks: TaskGroup,
+    ) -> list[BaseRoute]:
         """Return the routes; what they need while the service runs lives in `tasks`."""
+
+        def count_connections() -> Mapping[str, int]:
+            return {"mcp": count_mcp_connections(), **authentication.count_responses()}
+
         checks = {"engine": self.check_sandboxes, "journal": self._check_journal}
         readiness = Readiness(checks, tasks)
         figures = FigureSources(
@@ -55,6 +64,7 @@ class Operations:
             self.runtime.count_sessions,
             self.runtime.count_active_runs,
             self._count_upstreams,
+            count_connections,
             readiness.find,
             self.journal.data_dir,
         )
