@@ -238,6 +238,7 @@ async def test_runs_calls_and_sandboxes_are_counted(service: HttpService, ann: s
     assert acquired == 1  # for both runs
     assert value(after, "sandboxes", state="in_use") >= 1
     assert value(after, "upstreams", state="ready") == 1
+    assert ("mcpruntime_connections", frozenset({("kind", "streams")})) in after
     assert value(after, "journal_bytes", part="database") > 0
     assert value(after, "ready", check="journal") == 1
     assert value(after, "event_loop_lag_seconds_count") > 0

@@ -6,9 +6,6 @@ of the file learns who has a credential for which server, and not the credential
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +14,8 @@ from pathlib import Path
 
 from ..errors import InvalidRequest, NotFound, Unavailable
 from ..journal.principals import check_principal
-from .atomic_files import write_atomically
 from .credential_keys import CredentialKeys
+from .row_file import FileVersion, RowFile
 
 CREDENTIALS_FILE = "credentials.json"
 MAX_CREDENTIALS = 20_000  # of all principals
@@ -50,7 +47,7 @@ class StoredCredential:
 class LoadedCredentials:
     """The content of the file; `version` is None if there is none."""
 
-    version: tuple[int, int, int] | None = None
+    version: FileVersion | None = None
     rows: Mapping[RowKey, StoredCredential] = field(default_factory=dict)
     by_owner: Mapping[tuple[str, str], tuple[StoredCredential, ...]] = field(default_factory=dict)
 
@@ -59,7 +56,7 @@ class CredentialStore:
     """The credentials in a data folder; safe to use from several threads and processes."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._path = data_dir / CREDENTIALS_FILE
+        self._file = RowFile(data_dir / CREDENTIALS_FILE)
         self._loaded = LoadedCredentials()
 
     def list_credentials(self) -> list[StoredCredential]:
@@ -110,16 +107,15 @@ class CredentialStore:
     def _load(self) -> LoadedCredentials:
         """Return what is in the file, which is read again if it is another one."""
         try:
-            status = self._path.stat()
-            version = status.st_mtime_ns, status.st_ino, status.st_size
+            version = self._file.read_version()
             if version == self._loaded.version:
                 return self._loaded
-            rows = [StoredCredential(**each) for each in json.loads(self._path.read_bytes())]
+            rows = [StoredCredential(**each) for each in self._file.read_rows()]
         except FileNotFoundError:
             return LoadedCredentials()
         except (OSError, ValueError, TypeError) as exc:
             raise Unavailable(
-                f"The credentials in {self._path} cannot be read: {exc}",
+                f"The credentials in {self._file.path} cannot be read: {exc}",
                 remedy="Restore the file, or remove it and set the credentials again.",
             ) from exc
         by_owner: dict[tuple[str, str], list[StoredCredential]] = {}
@@ -135,18 +131,7 @@ class CredentialStore:
     @contextmanager
     def _change(self) -> Iterator[dict[RowKey, StoredCredential]]:
         """Yield the rows and write them back; one process at a time."""
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as exc:
-            raise Unavailable(f"{self._path} cannot be written: {exc.strerror}.") from exc
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._file.lock():
             rows = dict(self._load().rows)
             yield rows
-            text = json.dumps([asdict(each) for each in rows.values()], indent=1)
-            write_atomically(self._path, text.encode())
-        except OSError as exc:
-            raise Unavailable(f"{self._path} cannot be written: {exc.strerror}.") from exc
-        finally:
-            os.close(lock)
+            self._file.write_rows(asdict(each) for each in rows.values())

@@ -6,11 +6,8 @@ nobody a token. A running server sees at once what the command line creates and 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
-import json
-import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..capabilities.atomic_files import write_atomically
+from ..capabilities.row_file import FileVersion, RowFile
 from ..config.scopes import DEFAULT_SCOPES, SCOPES, Scope, order_scopes
 from ..errors import InvalidRequest, NotFound, Unavailable
 from ..journal.principals import is_token_name
@@ -66,8 +63,8 @@ class TokenStore:
     """The tokens of a data folder."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._path = data_dir / TOKENS_FILE
-        self._version: tuple[int, int, int] | None = None
+        self._file = RowFile(data_dir / TOKENS_FILE)
+        self._version: FileVersion | None = None
         self._tokens: dict[str, AccessToken] = {}  # by id
 
     def list_tokens(self) -> list[AccessToken]:
@@ -131,47 +128,35 @@ class TokenStore:
     def is_current(self) -> bool:
         """Whether the file is the one that was read last: then a token is found in microseconds."""
         try:
-            return self._read_version() == self._version
+            return self._file.read_version() == self._version
         except OSError:
             return False
-
-    def _read_version(self) -> tuple[int, int, int]:
-        status = self._path.stat()
-        return status.st_mtime_ns, status.st_ino, status.st_size
 
     def _refresh(self) -> None:
         """Read the file again if it is another one."""
         try:
-            version = self._read_version()
+            version = self._file.read_version()
             if version != self._version:
-                rows = json.loads(self._path.read_bytes())
-                self._tokens = {row["id"]: read_token(row) for row in rows}
+                self._tokens = {row["id"]: read_token(row) for row in self._file.read_rows()}
                 self._version = version
         except FileNotFoundError:
             self._tokens, self._version = {}, None
         except (OSError, ValueError, TypeError, KeyError) as exc:
             raise Unavailable(
-                f"The tokens in {self._path} cannot be read: {exc}",
+                f"The tokens in {self._file.path} cannot be read: {exc}",
                 remedy="Restore the file, or remove it and create new tokens.",
             ) from exc
 
     @contextmanager
     def _change(self) -> Iterator[dict[str, AccessToken]]:
         """Yield the tokens and write them back; one process at a time."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as exc:
-            raise Unavailable(f"{self._path} cannot be written: {exc.strerror}.") from exc
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._refresh()
-            yield self._tokens
-            rows = [asdict(each) for each in self._tokens.values()]
-            write_atomically(self._path, json.dumps(rows, indent=1).encode())
-        finally:
-            self._version = None  # what failed half-way is read again
-            os.close(lock)
+        with self._file.lock():
+            try:
+                self._refresh()
+                yield self._tokens
+                self._file.write_rows(asdict(each) for each in self._tokens.values())
+            finally:
+                self._version = None  # what failed half-way is read again
 
 
 def read_token(row: dict[str, Any]) -> AccessToken:
