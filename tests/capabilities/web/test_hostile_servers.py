@@ -200,3 +200,12 @@ async def test_a_target_names_what_is_asked_for(tmp_path: Path, target: str, url
         with pytest.raises(CallFailed) as caught:
             requests.decide(target, {"url": url})
     assert caught.value.kind == "invalid_arguments"
+
+
+async def test_a_rule_for_an_address_lets_no_name_lead_there(tmp_path: Path) -> None:
+    async with serve_bytes(HEAD + b"Content-Length: 2\r\n\r\nok") as port:
+        rules = [f"http://127.0.0.1:{port}", f"http://localhost:{port}"]
+        async with open_requests(tmp_path, allow=rules) as requests:
+            assert (await ask(requests, f"{rules[0]}/"))["status"] == 200
+            with pytest.raises(CallFailed, match="not on the internet"):
+                await ask(requests, f"{rules[1]}/")

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 from httpcore2 import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream, ConnectError
 
+from ...config.web_rules import is_ip_address
 from ...errors import CallFailed
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -37,14 +38,13 @@ def is_public(address: IpAddress) -> bool:
 
 
 class AddressPolicy:
-    """Which addresses may be connected to."""
+    """Which addresses a name may lead to: those of the internet, and of some networks."""
 
-    def __init__(self, private: Iterable[str], named: Iterable[str]) -> None:
+    def __init__(self, private: Iterable[str] = ()) -> None:
         self._networks: list[IpNetwork] = [ipaddress.ip_network(each) for each in private]
-        self._networks += [ipaddress.ip_network(each) for each in named]
 
     def is_allowed(self, text: str) -> bool:
-        """Return whether an address, as the system writes it, may be connected to."""
+        """Return whether a name may lead to an address, as the system writes it."""
         address = ipaddress.ip_address(text.partition("%")[0])
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
@@ -76,7 +76,12 @@ class CheckedBackend(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncNetworkStream:
-        """Connect to the first address of `host` that answers; raises `CallFailed`."""
+        """Connect to the first address of `host` that answers; raises `CallFailed`.
+
+        A numeric host has passed a rule that names exactly this address.
+        """
+        if is_ip_address(host):
+            return await self._connect_first([host], port, timeout)
         addresses = await resolve_host(host, port)
         allowed = [each for each in addresses if self._policy.is_allowed(each)]
         if not allowed:

@@ -23,7 +23,7 @@ import anyio
 import httpcore2
 
 from ...config import NetworkSettings, Verdict
-from ...config.web_rules import WebAddress, is_ip_address, parse_address, parse_rule
+from ...config.web_rules import WebAddress, parse_address, parse_rule
 from ...errors import CallFailed, NotFound
 from ...journal.call_scope import current_call_scope
 from ...journal.events import Effect
@@ -333,9 +333,7 @@ async def open_web_requests(
     settings: NetworkSettings, journal: Journal, count_request: Callable[[str], float]
 ) -> AsyncIterator[WebRequests]:
     """Yield what answers web requests; leaving ends all of them."""
-    rules = map(parse_rule, settings.rules)
-    named = [rule.host for rule in rules if is_ip_address(rule.host)]
-    policy = AddressPolicy(settings.private, named)
+    policy = AddressPolicy(settings.private)
     ca_file = "" if settings.ca_file.name == "" else str(settings.ca_file)
     context = await anyio.to_thread.run_sync(make_tls_context, ca_file)
     responses = OpenResponses()
