@@ -163,7 +163,9 @@ class App:
             principal=principal,
             is_isolated=self.backend.is_isolated,
             python=await self.runtime.name_python(),
-            state_key=await to_thread.run_sync(load_state_key, self.config.server.data_dir),
+            state_key=await to_thread.run_sync(
+                load_state_key, self.config.server.data_dir, principal
+            ),
             signatures=await self.catalog.describe_briefly(),
             skills_sentence=await skills_sentence(saver.library),
         )

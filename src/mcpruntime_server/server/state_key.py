@@ -6,6 +6,7 @@ server on the data folder.
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import secrets
@@ -19,24 +20,29 @@ KEY_BYTES = 32
 logger = logging.getLogger(__name__)
 
 
-def load_state_key(data_dir: Path) -> bytes:
-    """Return the key, which is created if there is none; one of this process if that fails."""
+def load_state_key(data_dir: Path, principal: str) -> bytes:
+    """Return the key of a principal: what it seals is nothing to the servers of others."""
+    return hmac.digest(load_or_create_secret(data_dir), principal.encode(), "sha256")
+
+
+def load_or_create_secret(data_dir: Path) -> bytes:
+    """Return what all keys are made of; it is of this process if there can be no file."""
     path = data_dir / KEY_FILE
     try:
         if not path.exists():
-            create_state_key(path)
-        key = path.read_bytes()
+            create_secret(path)
+        secret = path.read_bytes()
     except OSError as exc:
         logger.warning("open forms do not survive a restart: %s", exc)
         return secrets.token_bytes(KEY_BYTES)
-    if len(key) != KEY_BYTES:
-        logger.warning("open forms do not survive a restart: %s holds no key", path)
+    if len(secret) != KEY_BYTES:
+        logger.warning("open forms do not survive a restart: %s is damaged", path)
         return secrets.token_bytes(KEY_BYTES)
-    return key
+    return secret
 
 
-def create_state_key(path: Path) -> None:
-    """Create the key, complete from the first; of several servers, the first one wins."""
+def create_secret(path: Path) -> None:
+    """Create the file, complete from the first; of several servers, the first one wins."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
