@@ -283,7 +283,7 @@ class ProtectedEndpoint:
                 self._authentication.limits.serve(caller.principal),
                 self._authentication.watch_token(scope, caller) as response,
             ):
-                count_request(caller, scope)
+                write_caller(caller, scope)
                 act_for(caller.principal)
                 await self._endpoint(scope, receive, partial(send_noted, send, response))
             if response.has_lost_token and not response.is_complete:
@@ -323,7 +323,7 @@ def check_scopes(caller: Caller, scopes: frozenset[Scope]) -> None:
         )
 
 
-def count_request(caller: Caller, scope: RequestScope) -> None:
+def write_caller(caller: Caller, scope: RequestScope) -> None:
     """Write into the scope of a request who sends it, for endpoints and for the MCP SDK.
 
     The token is removed, so that nothing behind this module can pass it on. The SDK binds
