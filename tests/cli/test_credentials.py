@@ -99,7 +99,7 @@ def test_what_no_server_uses_any_more_is_marked_and_can_be_removed(settings: Pat
         (["tracker"], "caf\u00e9-cr\u00e8me".encode(), b"one line of ASCII"),
         (["tracker"], b"nul\0in-it", b"NUL"),
         (["tracker"], b"\xff\xfe-secret", b"not UTF-8"),
-        (["tracker", "--principal", "a\nb"], b"secret-1", b"cannot be the name"),
+        (["tracker", "--principal", "a\nb"], b"secret-1", b"is not a principal"),
         (["tracker", "--name", "key"], b"secret-1", b"uses no credential 'key'"),
         (["mail"], b"secret-1", b"by its name: user, key"),
         (["shared"], b"secret-1", b"are shared"),

@@ -46,6 +46,7 @@ def make_message(message_type: type[wire.Message], run_number: int) -> wire.Mess
         wire.FilesSaved: wire.FilesSaved(run_number, []),
         wire.ParkFailed: wire.ParkFailed(run_number, "threads are running"),
         wire.Promoted: wire.Promoted(run_number, True, [], []),
+        wire.ProbeHit: wire.ProbeHit(run_number, 1, {}),
         wire.CertificateRequest: wire.CertificateRequest("example.com"),
         wire.Certificate: wire.Certificate("example.com", ""),
     }

@@ -99,7 +99,7 @@ async def test_help_on_inputs_is_short(guided: ServerConnection) -> None:
 
 HINTS: list[tuple[str, str]] = [
     ("import requests", "requests is not installed. Installed: "),
-    ("import requests", "`[sandbox] packages`"),
+    ("import requests", "packages.install('requests') adds it."),
     (f"open('{ROOT}/a.csv')", f"context=['{ROOT}/a.csv']"),
     ("open('/home/someone/a.csv')", "The sandbox does not see the user's machine"),
     (
