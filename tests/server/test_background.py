@@ -528,8 +528,8 @@ async def test_a_reader_of_a_run_that_another_server_has_waits_for_its_end(world
             "running",
             "queued",
         )
-        wrong = await attach(other.client, told.run, answers={"q1": "allow"})
-        assert wrong.text.startswith("[invalid_request] ")
+        unasked = await attach(other.client, told.run, answers={"q1": "allow"})
+        assert unasked.text.startswith("[invalid_request] ")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look, other, told.run)
             assert await other.evaluate("x", session="mine") == 1
