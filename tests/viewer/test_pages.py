@@ -116,6 +116,6 @@ async def test_changed_files_are_compared_and_downloaded(viewer: Viewer) -> None
         await expect(page.locator(".diff-removed")).to_contain_text("Totals are final.")
         await expect(page.locator(".diff-added")).to_contain_text("Totals are <b>wrong</b>.")
         async with page.expect_download() as download:
-            await page.click("text=Download")
+            await page.click("a.download >> visible=true >> nth=-1")
         saved = await (await download.value).path()
         assert "<b>wrong</b>" in saved.read_text()
