@@ -55,7 +55,7 @@ lint: setup
 # A test that fails while another one loads the machine runs once more without it. What fails twice fails.
 AGAIN := --last-failed --last-failed-no-failures none
 
-# Three processes keep two cores busy, because tests also wait.
+# Three processes for two cores, because tests also wait.
 check: setup
 	$(BIN)/pytest -m "not alone" --numprocesses 3 --dist loadscope || $(BIN)/pytest -m "not alone" $(AGAIN)
 	$(BIN)/pytest -m alone || $(BIN)/pytest -m alone $(AGAIN)

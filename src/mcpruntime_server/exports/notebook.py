@@ -1,7 +1,7 @@
 """A session as a Jupyter notebook: one cell for each step, with the outputs that were recorded.
 
-Rule: outputs are text and images only. HTML, SVG and scripts of a recording would act in the
-notebook of whoever opens it.
+Rule: outputs are text and images only. HTML, SVG and scripts of a recording could act
+on behalf of the person who opens the notebook.
 """
 
 from __future__ import annotations
