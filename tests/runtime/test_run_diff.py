@@ -41,7 +41,7 @@ async def row(session: Session, journal: Journal, code: str) -> RunRow:
     """Run `code` and return its row when all of it is in the journal."""
     run = await finish(session, code)
     with anyio.fail_after(30):
-        await run.files_stored.wait()
+        await run.file_storage.wait()
     return await journal.load_run(run.id)
 
 

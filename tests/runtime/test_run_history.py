@@ -50,7 +50,7 @@ async def finished(session: Session, code: str, timeout_s: float = 30.0) -> Run:
     """Run `code` to its end and wait until its files are kept."""
     run = await finish(session, code, timeout_s)
     with anyio.fail_after(30):
-        await run.files_stored.wait()
+        await run.file_storage.wait()
     return run
 
 

@@ -70,8 +70,80 @@ class WriteJob:
         return self.result
 
 
+class JobQueue:
+    """The jobs that wait, in order, and the size of the events among them.
+
+    One end belongs to the event loop, the other to the holder of the commit lock.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: deque[WriteJob] = deque()
+        self._bytes_in = 0  # counted by the loop
+        self._bytes_out = 0  # counted by the holder of the lock
+
+    @property
+    def backlog_bytes(self) -> int:
+        """The size of the events that are not committed yet."""
+        return self._bytes_in - self._bytes_out
+
+    def add(self, job: WriteJob) -> None:
+        """Queue a job."""
+        self._bytes_in += job.size_bytes
+        self.jobs.append(job)
+
+    def count_committed(self, size_bytes: int) -> None:
+        """Note that events of that size do not wait any longer."""
+        self._bytes_out += size_bytes
+
+
+class CommitTimer:
+    """Has the event loop commit what nobody waits for: after its callbacks, or a little later."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, queue: JobQueue, commit: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._queue = queue
+        self._commit = commit
+        self._backlog_since = 0.0  # by the loop's clock: when the oldest waiting event came
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._soon_handle: asyncio.Handle | None = None
+
+    def note_first(self) -> None:
+        """Note that an event comes for which no other one waits."""
+        self._backlog_since = self._loop.time()
+
+    def commit_in_time(self) -> None:
+        """Commit what waits within `MAX_LINGER_S`."""
+        if self._linger_timer is None:
+            self._linger_timer = self._loop.call_later(MAX_LINGER_S, self._commit_lingering)
+
+    def commit_soon(self) -> None:
+        """Commit what waits as soon as the event loop has finished its current callbacks."""
+        if self._soon_handle is None:
+            self._soon_handle = self._loop.call_soon(self._commit_now)
+
+    def stop(self) -> None:
+        """Leave the rest to the thread."""
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+
+    def _commit_lingering(self) -> None:
+        """Commit the events that nobody has waited for, if they have waited long enough."""
+        self._linger_timer = None
+        remaining_s = self._backlog_since + MAX_LINGER_S - self._loop.time()
+        if self._queue.backlog_bytes and remaining_s > 0:  # older ones were committed meanwhile
+            self._linger_timer = self._loop.call_later(remaining_s, self._commit_lingering)
+        else:
+            self._commit_now()
+
+    def _commit_now(self) -> None:
+        self._soon_handle = None
+        self._commit()
+
+
 class JournalWriter:
-    """The queue of jobs and the thread; call its methods from the event loop's thread only."""
+    """Two connections and the thread; call its methods from the event loop's thread only."""
 
     def __init__(
         self,
@@ -83,18 +155,14 @@ class JournalWriter:
         self._thread_connection = thread_connection
         self._loop_connection = loop_connection
         self._path = path
-        self._jobs: deque[WriteJob] = deque()
+        self._queue = JobQueue()
         self._loop = asyncio.get_running_loop()
-        self._linger_timer: asyncio.TimerHandle | None = None
-        self._backlog_since = 0.0  # by the loop's clock: when the oldest waiting event came
-        self._soon_handle: asyncio.Handle | None = None
+        self._timer = CommitTimer(self._loop, self._queue, self._commit_backlog)
         self._wakes: SimpleQueue[bool] = SimpleQueue()  # for the thread; True: a quiet moment
         self._checkpoints = LogCheckpoints(self._loop, partial(self._wakes.put, True))
         self._commit_lock = threading.Lock()  # held from taking jobs until they are committed
         self._unnotified: list[anyio.Event] = []  # of finished jobs; by the holder of the lock
         self._has_postponed = False  # the thread holds jobs that the disk refused
-        self._bytes_in = 0  # counted by the loop
-        self._bytes_out = 0  # counted by the holder of the lock
         self._failed_event: Exception | None = None  # raised by the next flush
         self._is_stopping = False
         self._stopped = anyio.Event()
@@ -104,7 +172,7 @@ class JournalWriter:
     @property
     def backlog_bytes(self) -> int:
         """The size of the events that are not committed yet."""
-        return self._bytes_in - self._bytes_out
+        return self._queue.backlog_bytes
 
     def enqueue(
         self,
@@ -114,13 +182,12 @@ class JournalWriter:
     ) -> None:
         """Queue an event, which must not be lost; one with `prepare` is large."""
         if not self.backlog_bytes:
-            self._backlog_since = self._loop.time()
-        self._bytes_in += size_bytes
-        self._jobs.append(WriteJob(work, prepare, is_event=True, size_bytes=size_bytes))
+            self._timer.note_first()
+        self._queue.add(WriteJob(work, prepare, is_event=True, size_bytes=size_bytes))
         if self.backlog_bytes > URGENT_BYTES:
             self._wake_thread()
-        elif self._linger_timer is None:
-            self._linger_timer = self._loop.call_later(MAX_LINGER_S, self._commit_lingering)
+        else:
+            self._timer.commit_in_time()
 
     async def execute(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """Do `work` after all jobs that are queued; raises what it raises, or `JournalFailed`."""
@@ -136,32 +203,20 @@ class JournalWriter:
 
     def flush_soon(self) -> None:
         """Commit what is queued as soon as the event loop has finished its current callbacks."""
-        if self._soon_handle is None:
-            self._soon_handle = self._loop.call_soon(self._commit_soon)
+        self._timer.commit_soon()
 
     async def stop(self) -> None:
         """Commit what can be committed and end the thread."""
         self._is_stopping = True
         self._checkpoints.stop()
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
+        self._timer.stop()
         self._wake_thread()
         await self._stopped.wait()
         self._thread.join()
 
     # on the event loop ----------------------------------------------------------------------
 
-    def _commit_lingering(self) -> None:
-        """Commit the events that nobody has waited for, if they have waited long enough."""
-        self._linger_timer = None
-        remaining_s = self._backlog_since + MAX_LINGER_S - self._loop.time()
-        if self.backlog_bytes and remaining_s > 0:  # those before it were committed meanwhile
-            self._linger_timer = self._loop.call_later(remaining_s, self._commit_lingering)
-        else:
-            self._commit_soon()
-
-    def _commit_soon(self) -> None:
-        self._soon_handle = None
+    def _commit_backlog(self) -> None:
         if self.backlog_bytes and not self._commit_on_loop():
             self._wake_thread()
 
@@ -174,11 +229,11 @@ class JournalWriter:
         try:
             if self._has_postponed:
                 return False
-            jobs = list(self._jobs)
+            jobs = list(self._queue.jobs)
             with transaction(self._loop_connection):
                 for job in jobs:
                     job.result = job.work(self._loop_connection)
-            self._jobs.clear()
+            self._queue.jobs.clear()
             self._finish_jobs(jobs)
         except Exception:  # noqa: BLE001 - a busy or full disk, a wrong job: the thread handles it
             return False
@@ -193,7 +248,7 @@ class JournalWriter:
         if self._is_stopping:
             raise JournalFailed(f"The journal {self._path} is closed.")
         job = WriteJob(work, finished=anyio.Event())
-        self._jobs.append(job)
+        self._queue.add(job)
         self._wake_thread()
         return job
 
@@ -211,11 +266,11 @@ class JournalWriter:
         postponed: list[WriteJob] = []
         while True:
             is_quiet = self._wait_for_wake(bool(postponed))
-            if self._jobs or postponed:
+            if self._queue.jobs or postponed:
                 postponed = self._commit_waiting(postponed)
             if is_quiet or self._checkpoints.is_overdue:
                 self._checkpoints.write(self._thread_connection)
-            if self._is_stopping and not self._jobs:
+            if self._is_stopping and not self._queue.jobs:
                 break
         for connection in (self._thread_connection, self._loop_connection):
             connection.close()
@@ -227,8 +282,8 @@ class JournalWriter:
         Waiting tasks are woken when the lock is free again: the next commit may be the loop's.
         """
         with self._commit_lock:
-            while self._jobs and len(postponed) < MAX_JOBS_PER_TRANSACTION:
-                postponed.append(self._jobs.popleft())
+            while self._queue.jobs and len(postponed) < MAX_JOBS_PER_TRANSACTION:
+                postponed.append(self._queue.jobs.popleft())
             if postponed:
                 postponed = self._commit_jobs(postponed)
             self._has_postponed = bool(postponed)
@@ -239,7 +294,7 @@ class JournalWriter:
 
     def _wait_for_wake(self, has_postponed: bool) -> bool:
         """Wait for jobs, a retry or a checkpoint; return whether the moment is quiet."""
-        if len(self._jobs) >= MAX_JOBS_PER_TRANSACTION:
+        if len(self._queue.jobs) >= MAX_JOBS_PER_TRANSACTION:
             return False
         timeout_s = RETRY_INTERVAL_S if has_postponed else self._checkpoints.idle_timeout_s
         try:
@@ -295,7 +350,7 @@ class JournalWriter:
 
     def _finish_jobs(self, jobs: Sequence[WriteJob]) -> None:
         size_bytes = sum(job.size_bytes for job in jobs)
-        self._bytes_out += size_bytes
+        self._queue.count_committed(size_bytes)
         self._checkpoints.count_commit(size_bytes)
         self._unnotified += [job.finished for job in jobs if job.finished is not None]
 

@@ -49,8 +49,8 @@ class ChildSession:
             report_status(describe_pending(run))
             await run.wait_for_update()
         report_status("")
-        if run.failure is not None:
-            raise run.failure
+        if run.ending.failure is not None:
+            raise run.ending.failure
         note = await run.wait_until_recorded()
         if note:
             run.report.notes.append(note)

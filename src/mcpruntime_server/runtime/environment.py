@@ -126,7 +126,7 @@ class Environment:
             self._record_live_state(run.id)
             run.report.removed_files = self._select_known(run.report.removed_files)
             self._forget_content(run.report.changed_files, run.report.removed_files)
-            if not run.files_stored.is_set():
+            if not run.file_storage.is_settled:
                 self._unsaved_runs.append(run)
             return
         killed_by_rebuild = self.is_closed and self._last_rebuilt_run == self._current_run
@@ -154,14 +154,13 @@ class Environment:
             logger.error("the files of run %s were not saved: %s", run.id, exc)
             lost = str(exc)
         finally:
-            run.lost_files = lost
             self._unsaved_runs.remove(run)
-            run.files_stored.set()
+            run.file_storage.settle(lost)
 
     async def wait_for_files(self) -> None:
         """Wait until the files of all runs are in the journal."""
         for run in list(self._unsaved_runs):
-            await run.files_stored.wait()
+            await run.file_storage.wait()
 
     def _record_stored_files(self, run: Run, stored: FilesChanged) -> None:
         """Note the content of the files of `run` that no later run has changed again."""

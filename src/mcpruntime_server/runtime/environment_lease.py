@@ -91,7 +91,7 @@ class EnvironmentLease:
         environment.record_run_end(run)
         environment.use_lock.release()
         self._is_acquired = False
-        if not run.files_stored.is_set():
+        if not run.file_storage.is_settled:
             savers.start_soon(environment.save_files, run)
 
     def leave(self, reason: str) -> None:

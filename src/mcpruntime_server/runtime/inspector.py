@@ -209,7 +209,7 @@ class Inspector:
         return parse_variables(run.report.value["text"]), run.report.notes
 
     async def _build_probe_result(self, recording: Recording, run: Run) -> ProbeResult:
-        result, report = run.inspection_result, run.report
+        result, report = run.ending.inspection_result, run.report
         if result is not None and not result["line"]:
             reason = result["problem"]
             if not reason:
@@ -254,7 +254,7 @@ class Inspector:
                 yield workplace.session
 
     def _leave_workplace(self, workplace: _Workplace, principal: str) -> None:
-        """Close a workplace that another one has replaced, when nobody uses it any more."""
+        """Close a workplace that another one has replaced, when nobody uses it."""
         if self._workplaces.get(principal) is not workplace and workplace.session.is_idle:
             self._runtime.retire_session(workplace.session)
 
@@ -286,15 +286,15 @@ class Inspector:
         try:
             await run.wait_until_finished()
         finally:
-            run.cancel()  # if nobody waits any more
-        if run.failure is not None:
-            raise run.failure
-        if FRESH_FLAG in run.flags and not spec.starts_fresh and at is not None:
+            run.cancel()  # if nobody waits for it
+        if run.ending.failure is not None:
+            raise run.ending.failure
+        if FRESH_FLAG in run.ending.flags and not spec.starts_fresh and at is not None:
             raise Conflict(
                 f"The state after step {at.step} cannot be restored. {' '.join(run.report.notes)}",
                 remedy="Probe an earlier step, or look at what the journal has of this one.",
             )
-        await run.files_stored.wait()
+        await run.file_storage.wait()
         return run
 
 

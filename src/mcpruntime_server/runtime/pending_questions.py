@@ -30,7 +30,7 @@ from ..journal.events import (
     canonical_json,
 )
 from ..journal.recording import QuestionSubject, RecordedCall, Recording, question_subject
-from ..journal.store import Journal
+from .run_journal import RunJournal
 
 APPROVAL_SCOPES: Mapping[str, str] = {
     "allow": "once",
@@ -217,8 +217,7 @@ class PendingQuestions:
 
     def __init__(
         self,
-        journal: Journal,
-        session_id: str,
+        journal: RunJournal,
         run_id: str,
         host: QuestionHost,
         find_origin_hints: Callable[[Mapping[str, Any]], Awaitable[list[str]]],
@@ -234,7 +233,6 @@ class PendingQuestions:
         self.permissions = Permissions(allowed_targets)
         self.find_origin_hints = find_origin_hints
         self._journal = journal
-        self._session_id = session_id
         self._run_id = run_id
         self._host = host
         self._expires_s = expires_s
@@ -353,7 +351,7 @@ class PendingQuestions:
     async def pause_for_call(self, call_number: int) -> AsyncIterator[None]:
         """Pause the run while call `call_number` waits for something that needs slots of its own.
 
-        Raises `CallFailed` if the code does not wait for the call any more.
+        Raises `CallFailed` if the code no longer waits for the call.
         """
         self._host.pause()
         scope = self._paused_calls[call_number] = anyio.CancelScope()
@@ -391,7 +389,7 @@ class PendingQuestions:
         asked = QuestionAsked(
             question_id, kind, call_number, expires_at, covers, hints, model_request, url
         )
-        self._journal.append(self._session_id, asked, self._run_id)
+        self._journal.append_event(asked)
         await self._journal.flush()
         return asked
 
@@ -485,7 +483,7 @@ class PendingQuestions:
 
     def _settle_question(self, question: PendingQuestion, answer: QuestionAnswered) -> None:
         """Journal the answer and wake the call that waits for it."""
-        self._journal.append(self._session_id, answer, self._run_id)
+        self._journal.append_event(answer)
         self._journal.flush_soon()  # nobody is asked twice
         question.answer = answer
         self.permissions.record_answer(answer)

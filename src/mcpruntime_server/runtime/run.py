@@ -26,7 +26,6 @@ from ..journal.events import RunFinished
 from ..journal.recording import Recording
 from ..journal.rows import LOCAL_PRINCIPAL, UNDONE_FLAG
 from ..journal.store import Journal
-from ..protocol.payloads import InspectionResult
 from ..sandbox.link import SandboxLink
 from .call_journal import CallJournal
 from .observer import ObservedRun, Observers, RunMode
@@ -37,6 +36,7 @@ from .replayer import OfflineCalls, Replayer
 from .result_files import ResultFiles
 from .router import Router
 from .run_control import RunControl
+from .run_ending import FileStorage, RunEnding
 from .run_history import ledger_entry_of, pending_question_view
 from .run_journal import RunJournal
 from .run_listener import RunListener
@@ -69,7 +69,7 @@ class Audience:
 
     def __init__(self, *, is_detached: bool) -> None:
         self.is_detached = is_detached
-        self.is_released = False  # nobody may wait any more: the server is stopping
+        self.is_released = False  # nobody may wait: the server is stopping
         self._count = 0
 
     def join(self) -> None:
@@ -126,19 +126,15 @@ class Run:
         self.id = resumed.start.run_id if resumed else spec.run_id or new_run_id()
         self.services = services
         self.report = RunReport(self.id, session_id, 0, is_dry_run=spec.is_dry_run)
-        self.flags: set[str] = set()  # what is special about its end state, as in `RunFinished`
-        self.failure: McpRuntimeError | None = None  # why there is nothing to report
-        self.files_stored = anyio.Event()  # the changed files are in the journal, or lost
-        self.lost_files = ""  # why they are lost
-        self.inspection_result: InspectionResult | None = None  # of a probe, at its end
+        self.ending = RunEnding()
+        self.file_storage = FileStorage()
         self.lifecycle = RunLifecycle()
         self.audience = Audience(is_detached=spec.starts_detached)
         self.control = RunControl(slot)
         halt = partial(halt_run, self.lifecycle, self.control)
         self.journal = RunJournal(journal, session_id, self.id, spec, resumed, halt)
         self.questions = PendingQuestions(
-            journal,
-            session_id,
+            self.journal,
             self.id,
             weakref.proxy(self),  # without a cycle, a finished run and its output are freed at once
             services.find_origin_hints,
@@ -212,7 +208,7 @@ class Run:
     @property
     def is_undone(self) -> bool:
         """Whether the session's state is still the one before it."""
-        return UNDONE_FLAG in self.flags
+        return self.ending.is_undone
 
     @property
     def is_cancelled(self) -> bool:
@@ -278,10 +274,10 @@ class Run:
         self.control.stop_request.is_cancelled = True
         self.lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
         self.report.status = "cancelled"
-        self.flags.add(UNDONE_FLAG)
+        self.ending.undo()
         self.journal.journal_queued()
         self.journal.journal_end(RunFinished("cancelled", flags=[UNDONE_FLAG]))
-        self.files_stored.set()
+        self.file_storage.settle()
         self.end()
 
     def end(self) -> None:
@@ -342,12 +338,13 @@ class Run:
         """Wait until its end is durable; return a note for the client if it cannot be."""
         try:
             if self.services.journal.survives_machine:
-                await self.files_stored.wait()
+                await self.file_storage.wait()
             await self.journal.wait_until_durable()
         except JournalFailed as exc:
             return f"This run could not be recorded: {exc}"
-        if self.lost_files:
-            return f"The files of this run could not be recorded: {self.lost_files}"
+        lost_reason = self.file_storage.lost_reason
+        if lost_reason:
+            return f"The files of this run could not be recorded: {lost_reason}"
         return ""
 
     # what its questions and its inputs need (`QuestionHost`, `StagingObserver`) -------------------

@@ -28,7 +28,7 @@ class RunControl:
         self.slot = slot
         self.link: SandboxLink | None = None
         self.stop_request = StopRequest()
-        self._admission = anyio.CancelScope()  # cancelled when the run need not execute any more
+        self._admission = anyio.CancelScope()  # cancelled when the run no longer needs to execute
         self._resume_lock = anyio.Lock()
 
     async def acquire_slot(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import JournalFailed, JournalLimitReached, McpRuntimeError, SandboxFailed
 from ..journal.events import InputEntry, RunFinished, RunValue
-from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG
+from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG
 from ..protocol import wire
 from ..protocol.truncation import truncate_text
 from ..sandbox.link import SandboxLink
@@ -130,10 +130,10 @@ class RunExecution:
             )
             limits = run.services.limits
             value = await receive_value(done.value, limits.max_shown_chars, limits.max_shown_items)
-            run.inspection_result = validate_inspection_result(done.inspection)
+            run.ending.inspection_result = validate_inspection_result(done.inspection)
             self._apply_done(done, value, stopped, sandbox)
         except SandboxFailed as exc:
-            run.flags.add(UNDONE_FLAG)
+            run.ending.undo()
             run.report.apply_failure(exc, status="cancelled" if run.is_cancelled else "crashed")
             note = f"The session continues in a new sandbox. {sandbox.describe_restored_state()}"
             run.report.notes.append(note)
@@ -146,13 +146,13 @@ class RunExecution:
             self._mark_failed(McpRuntimeError(message))
 
     def _mark_failed(self, failure: McpRuntimeError) -> None:
-        self._run.failure = failure
-        self._run.flags.add(UNDONE_FLAG)
+        self._run.ending.failure = failure
+        self._run.ending.undo()
         self._run.report.apply_failure(failure)
 
     def _mark_cancelled(self) -> None:
         self._run.report.status = "cancelled"
-        self._run.flags.add(UNDONE_FLAG)
+        self._run.ending.undo()
 
     def _apply_done(
         self,
@@ -177,14 +177,14 @@ class RunExecution:
             or request.failure is not None
             or (request.undo and stopped is not None)
         ):
-            run.flags.add(UNDONE_FLAG)
+            run.ending.undo()
         plan = run.calls.plan
         if plan is not None and plan.calls:
-            run.flags.add(UNDONE_FLAG)  # variables may hold what stands for results
+            run.ending.undo()  # variables may hold what stands for results
             if report.status in ("ok", "error"):
                 report.apply_plan(planned_call_views(plan.calls))
         if stopped is not None or done.status == "interrupted":
-            run.flags.add(INTERRUPTED_FLAG)
+            run.ending.flags.add(INTERRUPTED_FLAG)
         self._add_state_notes(stopped, sandbox)
 
     def _add_state_notes(self, stopped: str | None, sandbox: PreparedSandbox) -> None:
@@ -237,20 +237,18 @@ class RunExecution:
                 run.control.link, run.id, texts, report.value
             )
         if run.is_undone or not run.listener.has_changed_files:
-            run.files_stored.set()
+            run.file_storage.settle()
         run.control.detach_link()
         run.end()
 
     def _settle_flags(self) -> None:
-        """Set the flags that describe the state at the end of the run; an undone run has none."""
-        flags = self._run.flags
-        if UNDONE_FLAG in flags:
-            flags.intersection_update({UNDONE_FLAG})
-            return
+        """Set the flags that describe the state at the end of the run."""
+        flags = set()
         if self._sandbox is not None and self._sandbox.is_fresh:
             flags.add(FRESH_FLAG)
         if self._run.listener.has_changed_files:
             flags.add(FILES_FLAG)
+        self._run.ending.settle_flags(flags)
 
     def _journal_end(self) -> None:
         run, report = self._run, self._run.report
@@ -268,7 +266,7 @@ class RunExecution:
                 report.value,
                 report.error,
                 report.usage,
-                sorted(run.flags),
+                sorted(run.ending.flags),
                 report.media,
             )
         )

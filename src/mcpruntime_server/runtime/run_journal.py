@@ -1,4 +1,4 @@
-"""Writes the events of one run: queued, started, resumed, clock readings, suspended, finished."""
+"""Writes the events of one run, all but its calls: those are `call_journal`'s."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ..journal.events import (
     FilesChanged,
     InputEntry,
     OutputWritten,
+    QuestionAnswered,
+    QuestionAsked,
     RunFinished,
     RunQueued,
     RunResumed,
@@ -31,6 +33,8 @@ RunEventRecord = (
     | RunSuspended
     | ClocksRead
     | OutputWritten
+    | QuestionAsked
+    | QuestionAnswered
     | RunFinished
     | FilesChanged
 )
@@ -165,6 +169,10 @@ class RunJournal:
     async def flush(self) -> None:
         """Wait until a crash cannot lose anything recorded so far; raises `JournalFailed`."""
         await self._journal.flush()
+
+    def flush_soon(self) -> None:
+        """Commit what is recorded so far without waiting for it."""
+        self._journal.flush_soon()
 
     async def wait_until_durable(self) -> None:
         """Wait until the end of the run is durable; raises `JournalFailed`."""

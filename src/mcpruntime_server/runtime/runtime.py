@@ -76,7 +76,7 @@ class Runtime:
         self._closing_sessions: dict[str, Session] = {}  # not ready to be opened again yet
         self._opening_lock = anyio.Lock()
         self._is_closing = False
-        self.is_stopping = False  # requests must not wait for runs any more
+        self.is_stopping = False  # requests must no longer wait for runs
 
     @property
     def journal(self) -> Journal:

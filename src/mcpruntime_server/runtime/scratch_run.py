@@ -35,9 +35,9 @@ class ScratchRunner:
             await self._session.move_tip(None)
         run = self._session.enqueue_run(spec)
         await run.wait_until_finished()
-        if run.failure is not None:
-            raise run.failure
-        await run.files_stored.wait()
+        if run.ending.failure is not None:
+            raise run.ending.failure
+        await run.file_storage.wait()
         assert run.replayer is not None, "it was given a recording"
         journal = self._runtime.journal
         row = await journal.load_run(run.id)

@@ -276,7 +276,7 @@ class Session:
                 run.suspend()
             elif run.is_first_in_session:
                 run.cancel(undo=True)
-            else:  # it must not start any more: the tip may be a run that continues elsewhere
+            else:  # it must not start: the tip may be a run that continues elsewhere
                 try:
                     self.cancel_run(run)
                 except JournalFailed as exc:

@@ -194,9 +194,9 @@ async def rerun_runs(
                 own_code, given = code, change_answers(recording, answers)
             run = rerun.session.enqueue_run(_rerun_spec(given, own_code, live))
             await watch(run)
-            if run.failure is not None:
-                raise run.failure
-            await run.files_stored.wait()
+            if run.ending.failure is not None:
+                raise run.ending.failure
+            await run.file_storage.wait()
             rerun.reports.append(run.report)
             rerun.differences[target.id] = await compare_with_recording(journal, recording, run)
     finally:

@@ -324,8 +324,8 @@ class RunToolHandler:
         self, cursor: DeliveryCursor, session: Session, run: Run, report: RunReport
     ) -> CallToolResult:
         """Return the result of a finished run; raises its failure, if there is no report."""
-        if run.failure is not None:
-            raise run.failure
+        if run.ending.failure is not None:
+            raise run.ending.failure
         cursor.finish(run.id)
         result = self._build_run_result(report, session.handle)  # while the journal is written
         notes = (

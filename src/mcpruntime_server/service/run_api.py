@@ -171,7 +171,7 @@ class RunApi:
         active = lookup.find_active_run(run_id)
         if run is None and active is not None:
             run = active[1]
-        if run is not None and run.failure is None:
+        if run is not None and run.ending.failure is None:
             return build_run_document(row, session, run.snapshot_report(), run.spec.code)
         recorded = await load_recorded_run(self._journal, row)
         report = recorded.report

@@ -22,6 +22,7 @@ class CodeRunner:
 
     def __init__(self, namespace: Dict[str, Any]) -> None:
         self.namespace = namespace
+        self.initial_names = dict(namespace)  # what the runtime has put there
         self.event_loop: Any = None
         self._task: Any = None  # of a run that awaits something
 

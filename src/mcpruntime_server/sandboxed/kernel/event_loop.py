@@ -128,6 +128,38 @@ def _parse_groups(values: List[Any]) -> List[Tuple[int, int, int]]:
     return groups[::-1]
 
 
+class LoopClock:
+    """The clock of one loop: it advances in milliseconds, in steps that are recorded."""
+
+    def __init__(self, clocks: RecordedClocks) -> None:
+        self.now_ms = 0
+        self._clocks = clocks
+        self._last_recorded_ms = 0  # in the run
+        self._offset_ms = 0  # of a live reading from the real clock
+
+    def start_run(self) -> None:
+        """Let the first reading of a run be recorded as it is."""
+        self._last_recorded_ms = 0
+
+    def read_live(self) -> int:
+        """Return the present time without recording it."""
+        return max(self.now_ms, self._clocks.monotonic_ms() + self._offset_ms)
+
+    def advance(self, trace: LoopTrace, now_ms: int) -> None:
+        """Set the time to what was read live, and record that."""
+        if now_ms != self._last_recorded_ms:
+            trace.record(CLOCK, now_ms - self._last_recorded_ms)
+            self.now_ms = self._last_recorded_ms = now_ms
+
+    def repeat_advance(self, step_ms: int) -> None:
+        """Set the time to what the recording has."""
+        self.now_ms = self._last_recorded_ms = self._last_recorded_ms + step_ms
+
+    def continue_live(self) -> None:
+        """Go on from where the recording has left the time."""
+        self._offset_ms = self.now_ms - self._clocks.monotonic_ms() if self.now_ms else 0
+
+
 class LoopSelector(selectors.BaseSelector):
     """A selector that lets its loop decide what has happened.
 
@@ -252,9 +284,7 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         self._trace: Optional[LoopTrace] = None
         self._run_count = -1  # of the run that `_trace` belongs to
         self._owner_id = threading.get_ident()
-        self._now_ms = 0
-        self._last_recorded_ms = 0  # in the run
-        self._offset_ms = 0  # of a live reading from the real clock
+        self._clock = LoopClock(self.clocks)
         self._object_count = 0
         self._call_count = self._job_count = 0  # in the run
         self._open_calls: Set[int] = set()
@@ -281,7 +311,8 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         if self._trace is None or self._run_count != self.clocks.run_count:
             self._run_count = self.clocks.run_count
             self._trace = LoopTrace(self.clocks, self.clocks.next_loop_name())
-            self._last_recorded_ms = self._call_count = self._job_count = 0
+            self._clock.start_run()
+            self._call_count = self._job_count = 0
             self._object_count = 0
         return self._trace
 
@@ -304,30 +335,17 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the time of the loop's clock in seconds; it advances in milliseconds."""
         if sys._getframe(1).f_code is RUN_ONCE_CODE:
-            return self._now_ms / 1000
+            return self._clock.now_ms / 1000
         if threading.get_ident() != self._owner_id:  # when is a race
             is_replaying = self._trace is not None and self._trace.is_replaying
-            return (self._now_ms if is_replaying else self._live_ms()) / 1000
+            return (self._clock.now_ms if is_replaying else self._clock.read_live()) / 1000
         trace = self._current_trace()
         trace.count_moment()
         if trace.is_replaying:
             self._replay_moment(trace, is_reading=True)
         else:
-            self._advance_clock(trace, self._live_ms())
-        return self._now_ms / 1000
-
-    def _live_ms(self) -> int:
-        now_ms = self.clocks.monotonic_ms() + self._offset_ms
-        return max(self._now_ms, now_ms)
-
-    def _advance_clock(self, trace: LoopTrace, now_ms: int) -> None:
-        if now_ms != self._last_recorded_ms:
-            trace.record(CLOCK, now_ms - self._last_recorded_ms)
-            self._now_ms = self._last_recorded_ms = now_ms
-
-    def _continue_live(self) -> None:
-        """Let the clock go on from where the recording has left it."""
-        self._offset_ms = self._now_ms - self.clocks.monotonic_ms() if self._now_ms else 0
+            self._clock.advance(trace, self._clock.read_live())
+        return self._clock.now_ms / 1000
 
     def _is_timer_due(self, now_ms: int) -> bool:
         end = now_ms / 1000 + self._clock_resolution
@@ -345,11 +363,11 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         is_idle = timeout is None or timeout > 0
         if trace.is_replaying:
             events = self._replay_moment(trace)
-            if events or self._ready or self._is_timer_due(self._now_ms) or not is_idle:
+            if events or self._ready or self._is_timer_due(self._clock.now_ms) or not is_idle:
                 return events
             if trace.is_replaying:  # it cannot have been idle at this moment
                 trace.abandon()
-                self._continue_live()
+                self._clock.continue_live()
         return self._wait_live(trace, is_idle=is_idle)
 
     def _wait_live(
@@ -358,8 +376,8 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
         while True:
             events = self._poll(trace, is_idle=is_idle)
             self._admit_arrivals(trace)
-            if self._is_timer_due(now_ms := self._live_ms()):
-                self._advance_clock(trace, now_ms)
+            if self._is_timer_due(now_ms := self._clock.read_live()):
+                self._clock.advance(trace, now_ms)
                 return events
             if events or self._ready or not is_idle:
                 return events
@@ -389,7 +407,7 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
             return 0
         if not self._scheduled:
             return None
-        left = self._scheduled[0].when() - self._live_ms() / 1000
+        left = self._scheduled[0].when() - self._clock.read_live() / 1000
         return min(max(left, 0), MAX_SELECT_S)
 
     def _is_reply_due(self) -> bool:
@@ -421,13 +439,13 @@ class ReplayableEventLoop(asyncio.SelectorEventLoop):
                 break
             kind, number = event
             if kind == CLOCK:
-                self._now_ms = self._last_recorded_ms = self._last_recorded_ms + number
+                self._clock.repeat_advance(number)
             elif kind != NOTHING and (is_reading or not self._repeat_event(kind, number, ready)):
                 trace.abandon()
                 break
             trace.confirm_event()
         if not trace.is_replaying:
-            self._continue_live()
+            self._clock.continue_live()
         return ready
 
     def _repeat_event(

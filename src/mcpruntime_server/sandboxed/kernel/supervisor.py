@@ -134,6 +134,21 @@ class HostConnection:
         return bool(data)
 
 
+class ActiveRun:
+    """The run that the worker executes, as the supervisor sees it."""
+
+    def __init__(self, message: wire.Execute) -> None:
+        self.number = message.run_number
+        self.is_park_requested = message.park
+        self.is_probed = (message.inspection or {}).get("kind") == "probe"
+        self.started_at = time.perf_counter()
+        self.next_interrupt_at = 0.0  # 0: it is not to be interrupted
+
+    def measure_duration(self) -> float:
+        """Return for how many seconds it has been executed."""
+        return time.perf_counter() - self.started_at
+
+
 class Supervisor:
     """Routes between the host and the worker."""
 
@@ -152,11 +167,7 @@ class Supervisor:
         self.web_proxy = WebProxyProcess(setup.web, self.poller) if setup.web else None
         self.worker: WorkerProcess
         self.generation = 0  # the number of workers before this one
-        self.run_number = 0  # the active run; 0: none
-        self.run_started_at = 0.0
-        self.is_park_requested = False  # by the active run
-        self.is_probed = False  # the active run
-        self.next_interrupt_at = 0.0  # 0: the active run is not to be interrupted
+        self.active_run: Optional[ActiveRun] = None
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_read, False)
         os.set_blocking(self.wake_write, False)
@@ -241,20 +252,19 @@ class Supervisor:
                 break
         reason = self.collect_worker()
         self.host.send(wire.WorkerRestarted(reason))
-        if self.run_number:
-            self._report_dead_run(reason)
+        if self.active_run is not None:
+            self._report_dead_run(self.active_run, reason)
         self.start_worker()
 
-    def _report_dead_run(self, reason: str) -> None:
-        run_number = self.run_number
-        wall_ms = round((time.perf_counter() - self.run_started_at) * 1e3, 3)
+    def _report_dead_run(self, run: ActiveRun, reason: str) -> None:
+        wall_ms = round(run.measure_duration() * 1e3, 3)
         usage = {"wall_ms": wall_ms, "cpu_ms": 0.0, "peak_mb": 0.0}
         error = {"type": "InterpreterDied", "message": reason, "traceback": "", "line": None}
         self.output.send_available(is_last=True)
-        self.host.send(wire.RunDone(run_number, "died", None, error, usage))
+        self.host.send(wire.RunDone(run.number, "died", None, error, usage))
         self._end_run()
-        if self.is_park_requested:
-            self.host.send(wire.ParkFailed(run_number, "the interpreter died"))
+        if run.is_park_requested:
+            self.host.send(wire.ParkFailed(run.number, "the interpreter died"))
 
     def collect_worker(self) -> str:
         """Collect the dead or dying worker and all that it left behind; return how it ended."""
@@ -334,7 +344,7 @@ class Supervisor:
         self.worker.kill("code wrote to a descriptor that belongs to the runtime")
 
     def _handle_call(self, frame: bytes) -> None:
-        if self.run_number:
+        if self.active_run is not None:
             self.output.send_available()
             self.host.forward(wire.Call, frame)
             return
@@ -373,7 +383,7 @@ class Supervisor:
 
     def _route_proxy_frames(self, proxy: WebProxyProcess) -> None:
         for type_code, frame in proxy.read_frames():
-            if self.run_number:
+            if self.active_run is not None:
                 self.host.forward(wire.MESSAGE_TYPES[type_code], frame)
             elif type_code == CALL_CODE:
                 proxy.send(refuse_call(frame))
@@ -383,36 +393,36 @@ class Supervisor:
                 proxy.send(wire.encode_message(wire.Certificate(request.host, "")))
 
     def _handle_probe_hit(self, frame: bytes) -> None:
-        if self.is_probed:  # else a background thread is late
+        run = self.active_run
+        if run is not None and run.is_probed:  # else a background thread is late
             self.output.send_available()
             self.host.forward(wire.ProbeHit, frame)
 
     def _finish_run(self, done: bytes) -> None:
         """Send `RunDone` and what belongs before it; file content follows while idle."""
-        if not self.run_number:
+        run = self.active_run
+        if run is None:
             return  # forged
-        duration_s = time.perf_counter() - self.run_started_at
+        duration_s = run.measure_duration()
         if self.setup.max_processes and duration_s >= FORK_BOMB_MIN_S:
             spared = {self.worker.pid} | self.list_spared()
             processes.stop_fork_bomb(self.setup.max_processes, self.reap_children, spared)
         self.output.send_available(is_last=True)
-        self.transfer.announce_changes(self.run_number)
+        self.transfer.announce_changes(run.number)
         self.host.forward(wire.RunDone, done)
-        if self.is_park_requested:
-            self._schedule_parking(duration_s)
+        if run.is_park_requested:
+            self._schedule_parking(run, duration_s)
         self._end_run()
 
     def _end_run(self) -> None:
-        self.run_number = 0
-        self.is_probed = False
-        self.next_interrupt_at = 0.0
+        self.active_run = None
         self.output.finish_run()
 
     # parking --------------------------------------------------------------------------------------
 
-    def _schedule_parking(self, duration_s: float) -> None:
-        was_interrupted = self.next_interrupt_at > 0.0
-        if self.schedule.finish_run(self.run_number, duration_s, was_interrupted=was_interrupted):
+    def _schedule_parking(self, run: ActiveRun, duration_s: float) -> None:
+        was_interrupted = run.next_interrupt_at > 0.0
+        if self.schedule.finish_run(run.number, duration_s, was_interrupted=was_interrupted):
             self.order_parking()
 
     def order_parking(self) -> None:
@@ -513,11 +523,14 @@ class Supervisor:
             problem = self.transfer.apply_message(message)
             if problem:
                 self.output.add_warning(problem)
-        elif isinstance(message, wire.Interrupt):
-            if message.run_number == self.run_number:
-                self.interrupt_worker()
-        elif isinstance(message, wire.Kill) and message.run_number == self.run_number:
-            self.worker.kill("it did not stop when it was interrupted")
+        elif isinstance(message, (wire.Interrupt, wire.Kill)):
+            run = self.active_run
+            if run is None or message.run_number != run.number:
+                return  # it has ended meanwhile
+            if isinstance(message, wire.Interrupt):
+                self.interrupt_worker(run)
+            else:
+                self.worker.kill("it did not stop when it was interrupted")
 
     def start_run(self, message: wire.Execute, frame: bytes) -> None:
         """Hand a run to the worker."""
@@ -526,21 +539,18 @@ class Supervisor:
         skipped_run = self.schedule.start_run()
         if skipped_run:
             self.host.send_soon(wire.ParkFailed(skipped_run, "the next run followed at once"))
-        self.run_number = message.run_number
-        self.is_park_requested = message.park
-        self.is_probed = (message.inspection or {}).get("kind") == "probe"
-        self.run_started_at = time.perf_counter()
+        self.active_run = ActiveRun(message)
         self.output.start_run(message.run_number)
         self.worker.send(frame)
         self.parked_forks.schedule_measurement(MEASURE_BUSY_S)
 
-    def interrupt_worker(self) -> None:
-        """Signal the worker, and again until its run ends; its code is interrupted once.
+    def interrupt_worker(self, run: ActiveRun) -> None:
+        """Signal the worker, and again until `run` ends; its code is interrupted once.
 
         One signal can get lost: before the code starts, or in C code that is about to wait.
         """
         self.worker.interrupt()
-        self.next_interrupt_at = time.perf_counter() + INTERRUPT_REPEAT_S
+        run.next_interrupt_at = time.perf_counter() + INTERRUPT_REPEAT_S
 
     # the loop -------------------------------------------------------------------------------------
 
@@ -557,7 +567,7 @@ class Supervisor:
             for fd, events in self.poller.poll(self._poll_timeout_ms()):
                 self._handle_event(fd, events)
             self._run_timers()
-            if not self.run_number:
+            if self.active_run is None:
                 self.transfer.send_contents()
 
     def _handle_event(self, fd: int, events: int) -> None:
@@ -584,12 +594,13 @@ class Supervisor:
         self.parked_forks.drop_overdue()
         if self.parked_forks.measure_at and now >= self.parked_forks.measure_at:
             self.parked_forks.measure_memory()
-            if self.run_number:
+            if self.active_run is not None:
                 self.parked_forks.schedule_measurement(MEASURE_BUSY_S)
         if self.output.flush_at and now >= self.output.flush_at:
             self.output.send_buffered()
-        if self.next_interrupt_at and now >= self.next_interrupt_at:
-            self.interrupt_worker()
+        run = self.active_run
+        if run is not None and run.next_interrupt_at and now >= run.next_interrupt_at:
+            self.interrupt_worker(run)
         if self.schedule.is_due():
             self.order_parking()
         if self.host.flush_at and now >= self.host.flush_at:
@@ -599,8 +610,8 @@ class Supervisor:
         timers = (
             self.output.flush_at,
             self.host.flush_at,
-            self.next_interrupt_at,
             self.schedule.due_at,
+            0.0 if self.active_run is None else self.active_run.next_interrupt_at,
         )
         deadlines = [at for at in timers if at] + self.parked_forks.list_deadlines()
         if not deadlines:

@@ -42,7 +42,27 @@ TYPE_CHECKING = False  # importing `typing` would slow down the start of every s
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Set, Tuple
 
+    from .observation import Probe
+
 REAP_POLL_S = 0.002
+
+
+class SourceRegistry:
+    """The code of runs, which tracebacks and `inspect` find once `linecache` is imported."""
+
+    def __init__(self, workspace: str) -> None:
+        self.prefixes = (STEP_FILE_PREFIX, SKILL_FILE_PREFIX, workspace)  # of what a user wrote
+        self.pending: Dict[str, Any] = {}  # entries for `linecache` until it is imported
+        determinism.ImportHooks.run_after_import(
+            "linecache", lambda module: module.cache.update(self.pending)
+        )
+
+    def register(self, name: str, code: str) -> None:
+        """Add the lines of `code`, whose file name is `name`."""
+        self.pending[name] = (len(code), None, code.splitlines(keepends=True), name)
+        if "linecache" in sys.modules:
+            sys.modules["linecache"].cache.update(self.pending)
+            self.pending.clear()
 
 
 class Worker:
@@ -57,7 +77,6 @@ class Worker:
         generation: int,
         parked_score: int,
     ) -> None:
-        self.pid = os.getpid()
         self.setup = setup
         self.parked_score = parked_score
         self.streams = StandardStreams(stdout, stderr)
@@ -68,15 +87,10 @@ class Worker:
         determinism.ImportHooks.run_after_import("asyncio", self.install_event_loop)
         if setup.web is not None:
             web_libraries.install_web_libraries(determinism.ImportHooks.run_after_import)
-        self.pending_sources: Dict[str, Any] = {}  # entries for `linecache` until it is imported
-        determinism.ImportHooks.run_after_import(
-            "linecache", lambda module: module.cache.update(self.pending_sources)
-        )
         self.has_inputs = False
         self.workspace = os.getcwd()
-        self.source_prefixes = (STEP_FILE_PREFIX, SKILL_FILE_PREFIX, self.workspace)
+        self.sources = SourceRegistry(self.workspace)
         main_module = sys.modules["__main__"] = types.ModuleType("__main__")
-        self.code_runner = CodeRunner(main_module.__dict__)
         tools.install_tools(self.channel.call_host, self.channel.call_host_async)
         main_module.__dict__["tools"] = sys.modules["tools"]
         main_module.__dict__["skills"] = skills.install_skills()
@@ -86,8 +100,7 @@ class Worker:
         main_module.__dict__["knowledge"] = knowledge.install_knowledge()
         self.packages = packages.install_packages((setup.facts or {}).get("packages_folder") or "")
         main_module.__dict__[PACKAGES_MODULE] = self.packages
-        self.initial_names = dict(main_module.__dict__)
-        self.probe: Any = None  # of the present run
+        self.code_runner = CodeRunner(main_module.__dict__)
         self.guide = guidance.SandboxGuide(setup.facts)
         builtins.help = self.guide.help  # type: ignore[assignment]
         if hasattr(os, "sched_getaffinity"):
@@ -158,7 +171,6 @@ class Worker:
 
     def reinitialize(self, generation: int, file_offsets: Dict[int, int]) -> None:
         """Continue as worker `generation` in a promoted fork of the process that this was."""
-        self.pid = os.getpid()
         self.usage_meter.reinitialize()
         forks.reopen_files(file_offsets)
         forks.renew_event_loop(self.code_runner.event_loop)
@@ -176,18 +188,18 @@ class Worker:
         skills.reset_for_run()
         if message.inputs or self.has_inputs:
             self.provide_inputs(message.inputs or [])
-        self.register_source(message.filename, message.code)
+        self.sources.register(message.filename, message.code)
         planned.PlannedResult.first_end = None
         models.Submitted.first_of_run = None
         self.display.start_run()
         self.randomness.reseed(message.seed)
         self.clocks.start_run(message.clock_readings)
-        self.prepare_probe(message.inspection)
+        probe = self.prepare_probe(message.inspection)
         self.usage_meter.start()
-        status, value, error = self.execute_code(message)
-        observed = self.probe and self.probe.finish()
+        status, value, error = self.execute_code(message, probe)
+        observed = None if probe is None else probe.finish()
         self.streams.flush()
-        if os.getpid() != self.pid:
+        if self.channel.is_foreign_process:
             os._exit(status != "ok")  # user code called `fork`; only the parent reports the outcome
         return wire.RunDone(
             message.run_number,
@@ -197,16 +209,16 @@ class Worker:
             self.usage_meter.measure_usage(),
             self.clocks.take_readings(),
             self.display.take_media(),
-            observed,
+            observed,  # type: ignore[arg-type]
         )
 
-    def prepare_probe(self, inspection: Optional[Dict[str, Any]]) -> None:
-        """Set the probe of the present run, if it has one."""
-        self.probe = None
-        if inspection is not None and inspection["kind"] == "probe":
-            from . import observation
+    def prepare_probe(self, inspection: Optional[Dict[str, Any]]) -> Optional[Probe]:
+        """Return the probe of a run, if it has one."""
+        if inspection is None or inspection["kind"] != "probe":
+            return None
+        from . import observation
 
-            self.probe = observation.Probe(inspection, self.channel)  # type: ignore[arg-type]
+        return observation.Probe(inspection, self.channel)  # type: ignore[arg-type]
 
     def execute_inspection(self, inspection: Dict[str, Any]) -> Dict[str, Any]:
         """Return the `value` of a run that only looks at the state that it starts from."""
@@ -216,7 +228,7 @@ class Worker:
 
         found = observation.list_variables(
             self.code_runner.namespace,
-            self.initial_names,
+            self.code_runner.initial_names,
             inspection,  # type: ignore[arg-type]
         )
         return {"kind": "json", "text": dumps(found), "type": "list", "cut": False}
@@ -228,15 +240,8 @@ class Worker:
         inputs.set_context(self.code_runner.namespace, descriptions)
         self.has_inputs = bool(descriptions)
 
-    def register_source(self, name: str, code: str) -> None:
-        """Let tracebacks and `inspect` find the lines of `code`, once `linecache` is imported."""
-        self.pending_sources[name] = (len(code), None, code.splitlines(keepends=True), name)
-        if "linecache" in sys.modules:
-            sys.modules["linecache"].cache.update(self.pending_sources)
-            self.pending_sources.clear()
-
     def execute_code(
-        self, message: wire.Execute
+        self, message: wire.Execute, probe: Optional[Probe]
     ) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
         """Return status, value and error of one run. Interrupts are raised only while armed."""
         try:
@@ -244,7 +249,7 @@ class Worker:
                 self.interrupts.is_armed = True
                 if message.inspection is not None and message.inspection["kind"] == "variables":
                     return "ok", self.execute_inspection(message.inspection), None
-                value = self.evaluate_code(message.code, message.filename)
+                value = self.evaluate_code(message.code, message.filename, probe)
                 if models.Submitted.first_of_run is not None:
                     raise models.Submitted.first_of_run
                 shown = None if value is None else self.present(value)
@@ -269,13 +274,13 @@ class Worker:
         finally:
             self.code_runner.cancel_task()
 
-    def evaluate_code(self, code: str, name: str) -> Any:
+    def evaluate_code(self, code: str, name: str, probe: Optional[Probe]) -> Any:
         """Install the packages that `code` declares, run it, and return its last value."""
         tree = parse_code(code, name)
         dependencies = packages.find_script_dependencies(code)
         if dependencies:
             self.packages.install(*dependencies)
-        return self.code_runner.evaluate(tree, name, self.probe)
+        return self.code_runner.evaluate(tree, name, probe)
 
     def present(self, value: Any) -> Dict[str, Any]:
         """Return the `value` of `RunDone`: whole, or cut to what a client is shown."""
@@ -287,12 +292,12 @@ class Worker:
     def describe_exception(self, exc: BaseException) -> Dict[str, Any]:
         """Return the `error` of `RunDone`, even if `exc` cannot be formatted."""
         try:
-            error = describe_error(exc, self.source_prefixes)
+            error = describe_error(exc, self.sources.prefixes)
         except BaseException as failure:  # noqa: BLE001 - a hostile __str__, no memory, no stack
             return {
                 "type": type(exc).__name__,
                 "message": f"(not printable: {type(failure).__name__})",
                 "traceback": "",
             }
-        hint = self.guide.find_hint(exc, self.pending_sources)
+        hint = self.guide.find_hint(exc, self.sources.pending)
         return {**error, "hint": hint} if hint else error

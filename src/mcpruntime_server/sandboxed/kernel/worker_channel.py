@@ -158,6 +158,27 @@ def _resolve_future(future: Any, reply: Any) -> None:
         future.set_result(reply)
 
 
+class CallIds:
+    """Numbers the calls of a worker, from any thread.
+
+    Ids of different generations differ, so that a late reply to a dead worker is ignored.
+    """
+
+    def __init__(self, generation: int) -> None:
+        self._lock = threading.Lock()
+        self._last_id = generation << 32
+
+    def next_id(self) -> int:
+        """Return the id of the next call."""
+        with self._lock:
+            self._last_id += 1
+            return self._last_id
+
+    def start_generation(self, generation: int) -> None:
+        """Continue with the ids of worker `generation`, in a fork of the process."""
+        self._last_id = generation << 32
+
+
 class WorkerChannel:
     """Exchanges frames with the supervisor and makes calls to the host."""
 
@@ -177,19 +198,22 @@ class WorkerChannel:
         self._pid = os.getpid()
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
-        self._id_lock = threading.Lock()
-        # Ids of different generations differ, so that a late reply to a dead worker is ignored.
-        self._last_call_id = generation << 32
+        self._call_ids = CallIds(generation)
         self._pending_calls: Dict[int, PendingCall] = {}
         self._command_queue: Deque[wire.Message] = deque()
         self._command_waiter: Optional[PendingCall] = None  # the main thread between two runs
         self._waiting_loops: Dict[Any, int] = {}  # not replayable -> number of replies it awaits
         self._busy_rounds = 0  # of such a loop since it read a message
 
+    @property
+    def is_foreign_process(self) -> bool:
+        """Whether this is a process that user code has forked from the worker."""
+        return os.getpid() != self._pid
+
     def reinitialize(self, generation: int) -> None:
         """Continue in a fork of the process; the pending calls of the original fail here."""
         self._pid = os.getpid()
-        self._last_call_id = generation << 32
+        self._call_ids.start_generation(generation)
         for loop in self._waiting_loops:
             loop.add_reader(self.sock, self._on_readable, loop)
         pending_calls, self._pending_calls = self._pending_calls, {}
@@ -308,15 +332,10 @@ class WorkerChannel:
 
     def _abandon_call(self, call_id: int) -> None:
         """Tell the host that the code no longer waits for a reply; a replay repeats that."""
-        if os.getpid() != self._pid:
-            return  # in a process that user code forked
+        if self.is_foreign_process:
+            return
         args = {"call": call_id}
-        self.send(wire.Call(self._next_call_id(), self.run_number, wire.ABANDON_TARGET, args))
-
-    def _next_call_id(self) -> int:
-        with self._id_lock:
-            self._last_call_id += 1
-            return self._last_call_id
+        self.send(wire.Call(self._call_ids.next_id(), self.run_number, wire.ABANDON_TARGET, args))
 
     def _watch_for_loop(self, loop: Any) -> None:
         """Let an event loop that is not replayable read replies while one of its tasks waits."""
@@ -335,9 +354,9 @@ class WorkerChannel:
     def _send_call(
         self, target: str, args: Dict[str, Any], pending: PendingCall, data: bytes = b""
     ) -> int:
-        if os.getpid() != self._pid:
+        if self.is_foreign_process:
             raise RuntimeError(self.foreign_call_message)
-        call_id = self._next_call_id()
+        call_id = self._call_ids.next_id()
         line = _calling_line(self.filename)
         readings = self._recorded_clocks.take_readings() or None
         self._pending_calls[call_id] = pending
