@@ -225,8 +225,8 @@ def call(target, data=b'', **arguments):
     ("call", "wrong"),
     [
         ("call('uploads.piece', bytes(4 * 1024 * 1024 + 1))", "at most 4,194,304 bytes"),
-        ("call('files.export', name='x', pieces=['0' * 64])", "not stored any more"),
-        ("call('files.export', name='x', pieces=['../../x'])", "not stored any more"),
+        ("call('files.export', name='x', pieces=['0' * 64])", "no longer stored"),
+        ("call('files.export', name='x', pieces=['../../x'])", "no longer stored"),
         ("call('files.export', name='x', pieces=[1])", "named by its digest"),
         ("call('files.export', name='x', pieces=['0' * 64] * 1000)", "too many"),
         ("call('files.export', name=1, pieces=[])", "a name and pieces"),

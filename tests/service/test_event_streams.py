@@ -289,7 +289,7 @@ async def test_a_stream_ends_with_its_token(service: HttpService, tmp_path: Path
 
 
 async def lose_request(service: HttpService, token: str, code: str, progress: Any) -> None:
-    """Run code over MCP until the token is not valid any more."""
+    """Run code over MCP until the token is no longer valid."""
     async with service.connect(token) as client:
         with pytest.raises(MCPError, match="ended without a response"):
             await client.client.call_tool("run_code", {"code": code}, progress_callback=progress)

@@ -112,7 +112,7 @@ class FileExporter:
             return str(path), path.stat().st_size
         except NotFound:
             raise CallFailed(
-                "not_found", f"The content of {name!r} is not stored any more: export it again."
+                "not_found", f"The content of {name!r} is no longer stored: export it again."
             ) from None
         except JournalFailed as exc:
             raise CallFailed("unavailable", exc.message) from None

@@ -295,7 +295,7 @@ def unshare_command(config: Config, *, name: str, principal: str) -> int:
     """Keep a skill to its owner again."""
     name = parse_skill_name(name)
     open_store(config, principal).unshare_skill(name)
-    print_text(f"{name} is not shared any more. Sessions that have imported it keep it.")
+    print_text(f"{name} is no longer shared. Sessions that have imported it keep it.")
     return 0
 
 

@@ -555,7 +555,8 @@ class Config(SettingsTable):
     policy: PolicySettings = PolicySettings()
     skills: SkillSettings = SkillSettings()
     llm: LlmSettings = LlmSettings()
-    mcpServers: Mapping[str, UpstreamSettings] = field(default_factory=dict)  # noqa: N815 - MCP clients' own name
+    # The name that MCP clients use.
+    mcpServers: Mapping[str, UpstreamSettings] = field(default_factory=dict)  # noqa: N815
     knowledge: Mapping[ProviderName, KnowledgeSettings] = field(default_factory=dict)
     sources: SettingSources = field(
         default=SettingSources(), compare=False, repr=False, metadata={INTERNAL: True}

@@ -90,7 +90,7 @@ class RecordingQuotas:
         self._principals[session_id] = principal
 
     def forget_session(self, session_id: str) -> None:
-        """Forget a session that this server does not own any more."""
+        """Forget a session that this server no longer owns."""
         self._principals.pop(session_id, None)
         self._session_bytes.pop(session_id, None)
 

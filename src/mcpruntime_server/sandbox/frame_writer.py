@@ -24,7 +24,7 @@ class ByteSink(Protocol):
         ...
 
     async def send(self, data: bytes | memoryview) -> None:
-        """Write all of `data`; raises `SandboxFailed` if nobody can read it any more."""
+        """Write all of `data`; raises `SandboxFailed` if the reader is gone."""
         ...
 
 

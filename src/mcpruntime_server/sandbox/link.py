@@ -263,7 +263,7 @@ class SandboxLink:
     async def promote(self, run_number: int) -> wire.Promoted:
         """Make the parked end state of a run the live one (0: an empty one); not during a run.
 
-        If the answer is not `ok`, that state does not exist any more and the interpreter is empty.
+        If the answer is not `ok`, that state no longer exists and the interpreter is empty.
         The files that the answer names are not restored here. Raises `SandboxFailed` if the sandbox
         is gone or does not answer in time.
         """

@@ -34,7 +34,7 @@ def find_http_request(ctx: Any) -> Any:
 
 
 def has_lost_token(ctx: Any) -> bool:
-    """Return whether a request ends because its token is not valid any more."""
+    """Return whether a request ends because its token is no longer valid."""
     request = find_http_request(ctx)
     response = None if request is None else request.scope.get(RESPONSE_KEY)
     return response is not None and response.has_lost_token

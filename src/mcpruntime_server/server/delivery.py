@@ -148,7 +148,7 @@ class DeliveryCursor:
         self._open_forms[form_id] = OpenForm(run_id, ids, is_of_task, now + open_s)
 
     def close_form(self, form_id: str) -> None:
-        """Note that a form has come back, or is not needed any more."""
+        """Note that a form was answered, or is no longer needed."""
         self._open_forms.pop(form_id, None)
 
     def questions_in_forms(self, run_id: str, *, with_tasks: bool = True) -> set[str]:

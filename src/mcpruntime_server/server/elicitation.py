@@ -87,7 +87,7 @@ def form_id(questions: Sequence[PendingQuestion]) -> str:
 
 
 def questions_of_form(form: str, questions: Sequence[PendingQuestion]) -> Sequence[PendingQuestion]:
-    """Return the open `questions` that the form has asked; none if some are not open any more.
+    """Return the open `questions` that the form has asked; none if some are no longer open.
 
     Later questions follow them. They were not shown, and are not answered with this form.
     """

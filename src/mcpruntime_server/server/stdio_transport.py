@@ -138,7 +138,7 @@ class ClientMessageReader(AsyncResource):
         try:
             chunk = os.read(self._source, READ_CHUNK_BYTES)
         except OSError as exc:  # the terminal was closed
-            logger.info("stdin cannot be read any more: %s", exc)
+            logger.info("stdin can no longer be read: %s", exc)
             return False
         if not chunk or self._unfinished_bytes > MAX_LINE_BYTES:
             return False

@@ -1,7 +1,7 @@
 """Builds the tools: their schemas are short, because models pay for every word of them.
 
 Text that a client sends for a text parameter stays as it is. The SDK would parse it as JSON, so
-that the code `[1, 2, 3]` would not be text any more.
+that the code `[1, 2, 3]` would no longer be text.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class Authentication:
         return {"requests": len(self._open_responses), "streams": streams}
 
     async def end_responses(self) -> None:
-        """End the responses whose tokens are not valid any more; runs until it is cancelled."""
+        """End the responses whose tokens are no longer valid; runs until it is cancelled."""
         while True:
             await anyio.sleep(TOKEN_CHECK_INTERVAL_S)
             for response, token in list(self._open_responses.items()):

@@ -1,7 +1,7 @@
 """MCP connections that outlive the process in which they were opened.
 
 Clients of the revisions before 2026-07-28 open a connection with `initialize`, and name it in every
-request. Most of them fail for good when a server does not know it any more. So the id of a
+request. Most of them fail for good when a server no longer knows it. So the id of a
 connection repeats what its client has said, and a server that does not know an id opens the
 connection again. Nothing has to be stored or shared with other servers.
 

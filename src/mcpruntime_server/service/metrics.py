@@ -181,7 +181,7 @@ class ServerFigures(Collector):
         sandboxes = {**sources.count_sandboxes(), "left": left}
         ready = {each.name: int(each.is_ok) for each in findings}
         self._families = [
-            build_gauge("sandboxes", "Sandboxes; those left have no server any more.", sandboxes),
+            build_gauge("sandboxes", "Sandboxes; those left have lost their server.", sandboxes),
             build_gauge("sessions", "Live sessions.", sources.count_sessions()),
             build_gauge("active_runs", "Runs that have not ended.", sources.count_active_runs()),
             build_gauge("upstreams", "Upstream servers.", sources.count_upstreams()),

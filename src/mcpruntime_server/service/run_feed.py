@@ -129,7 +129,7 @@ class RunEventReader:
             await changed.wait()
 
     async def _wait_for_files(self) -> bool:
-        """Wait for the files of the finished run; return False if they do not come any more."""
+        """Wait for the files of the finished run; return False if they will not come."""
         now = anyio.current_time()
         if self._files_until is None:
             self._files_until = now + FILES_TIMEOUT_S
@@ -205,7 +205,7 @@ class RunFollower:
         self.position = position
         self._shared = shared
         self._open_feed = open_feed
-        self._own: RunFeed | None = None  # while what is needed is not shared any more
+        self._own: RunFeed | None = None  # while what is needed is no longer shared
 
     async def next_events(self) -> Sequence[EncodedEvent]:
         """Return the next events, waiting for one if necessary; none if there are no more.

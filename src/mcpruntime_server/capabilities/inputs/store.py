@@ -287,7 +287,7 @@ class InputStore:
                 return os.dup(fd)
         except (InvalidRequest, NotFound, OSError) as exc:
             raise InputChanged(
-                f"The input {entry['name']!r} cannot be read any more: {exc}",
+                f"The input {entry['name']!r} can no longer be read: {exc}",
                 remedy=CONTEXT_REMEDY,
             ) from None
 

@@ -139,7 +139,7 @@ class PythonProvider:
             if self._provider is None:
                 self._provider = load_provider(self._file)
             outcomes.put((call(self._provider), None))
-        except BaseException as exc:  # noqa: BLE001 - the user's code may raise anything, even SystemExit
+        except BaseException as exc:  # noqa: BLE001 - it may even be SystemExit
             outcomes.put((None, exc))
 
     def _unavailable_error(self, problem: str) -> Unavailable:

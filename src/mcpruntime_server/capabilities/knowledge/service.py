@@ -398,7 +398,7 @@ def _read_tables(
 
 
 def _read_document(provider: KnowledgeProvider, name: str) -> str:
-    """Return the text of a document; raises `CallFailed` if it cannot be read any more."""
+    """Return the text of a document; raises `CallFailed` if it can no longer be read."""
     try:
         return provider.read(name)
     except DocumentSkipped as exc:

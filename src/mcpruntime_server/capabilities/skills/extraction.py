@@ -53,7 +53,10 @@ from .source import (
 )
 
 VAGUE_NAMES = frozenset(
-    "answer data final items out output r res result results ret rows value x y".split()  # noqa: SIM905
+    {
+        *("answer", "data", "final", "items", "out", "output", "r", "res", "result", "results"),
+        *("ret", "rows", "value", "x", "y"),
+    }
 )
 VERBS = frozenset(
     """

@@ -275,7 +275,7 @@ class SkillLibrary:
 async def retire_unused_skills(
     store: SkillStore, find_library: Callable[[str], SkillLibrary]
 ) -> list[Skill]:
-    """Retire and return what no principal uses any more, or what mostly fails."""
+    """Retire and return skills that no principal uses, or that mostly fail."""
     principals = await to_thread.run_sync(store.list_principals)
     return [skill for each in principals for skill in await find_library(each).retire_unused()]
 

@@ -38,7 +38,8 @@ ABSOLUTE_PATH = re.compile(
     r"(?:/(?:[^/\s]+/)+[^/\s]*|/[a-z0-9_.-]+|~/\S*|[A-Za-z]:[\\/]\S*|\\\\\w+\\\S*)", re.IGNORECASE
 )
 SYSTEM_FOLDER = re.compile(
-    r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)(?:/|$)"
+    r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)"
+    r"(?:/|$)"
 )
 MAX_PATH_CHARS = 4096
 SCALARS = (str, int, float, bool)

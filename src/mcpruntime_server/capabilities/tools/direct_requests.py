@@ -8,7 +8,7 @@ and an answer belongs to the one whose id it carries.
 
 Rule 1: a request ends once: with its answer, or as `MCPError` when its time is over or the
 connection has ended, with the codes that the SDK uses.
-Rule 2: a server is told when nobody waits for its answer any more.
+Rule 2: a server is told when nobody waits for its answer.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class DirectRequests:
                     found = await request.answer
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
-                await self._cancel(request_id, "the caller does not wait any more")
+                await self._cancel(request_id, "the caller no longer waits")
             raise
         finally:
             timer.cancel()

@@ -67,7 +67,7 @@ class StashedAnswers:
     def _keep(self, found: LargeResult | ListPage) -> dict[str, Any]:
         name, now = secrets.token_hex(16), time.monotonic()
         while self._stash and next(iter(self._stash.values()))[0] < now - MAX_STASHED_S:
-            del self._stash[next(iter(self._stash))]  # nobody waits for it any more
+            del self._stash[next(iter(self._stash))]  # nobody waits for it
         self._stash[name] = now, found
         return {"_meta": {STASH_KEY: name}}
 

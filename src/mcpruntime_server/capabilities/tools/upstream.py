@@ -45,7 +45,7 @@ class OwnConnection:
     """What makes an upstream the own one of a principal.
 
     Its credentials are in the settings and known as `credentials`. It connects while it holds a
-    slot, and calls `on_idle` when no request is under way any more.
+    slot, and calls `on_idle` when the last request has ended.
     """
 
     principal: str
@@ -280,7 +280,7 @@ async def open_upstreams(
 
 
 def preload_stored_tools(upstreams: Iterable[Upstream], cache: CatalogueCache) -> None:
-    """Load the stored tools of `upstreams`, and remove entries that nobody uses any more."""
+    """Load the stored tools of `upstreams`, and remove unused entries."""
     for upstream in upstreams:
         if catalogue := cache.load(upstream.cache_key):
             upstream.preload_tools(catalogue)

@@ -54,7 +54,7 @@ class UpstreamCalls:
         self._slots = anyio.Semaphore(settings.max_concurrency, fast_acquire=True)
         self._active = 0
         self._used_at = 0.0
-        self._on_idle = on_idle  # called when no request is under way any more
+        self._on_idle = on_idle  # called when the last request has ended
 
     @property
     def is_active(self) -> bool:

@@ -100,7 +100,7 @@ class OpenResponses:
         """Return a piece of an answer, and whether it is the last one; raises `CallFailed`."""
         found = self._by_id.get(response_id)
         if found is None or found.session_id != session_id:
-            raise CallFailed("unavailable", "The rest of this answer is not available any more.")
+            raise CallFailed("unavailable", "The rest of this answer is no longer available.")
         if found.is_in_use or piece != found.next_piece:
             raise CallFailed("invalid_arguments", "The pieces of an answer are read in order.")
         found.is_in_use = True

@@ -218,7 +218,7 @@ class WebRequests:
             try:
                 yield await anyio.to_thread.run_sync(self._journal.blobs.get, digest)
             except NotFound:
-                message = "A piece of the body is not stored any more: send the request again."
+                message = "A piece of the body is no longer stored: send the request again."
                 raise CallFailed("not_found", message) from None
 
     async def _send(self, request: httpcore2.Request, *, is_read: bool) -> httpcore2.Response:

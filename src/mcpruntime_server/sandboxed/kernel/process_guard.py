@@ -198,7 +198,7 @@ class ProcessGuard:
         self.listeners.clear()
 
     def handle_event(self, listener: int, events: int) -> None:
-        """Answer a request, or close the listener when no process needs it any more."""
+        """Answer a request, or close the listener when no process needs it."""
         if not events & select.POLLIN:
             self._poller.unregister(listener)
             self.listeners.remove(listener)

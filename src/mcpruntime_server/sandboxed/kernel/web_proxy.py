@@ -89,7 +89,7 @@ class CallRefused(Exception):
 
 
 class ClientGone(Exception):
-    """The code does not wait for an answer any more."""
+    """The code no longer waits for an answer."""
 
 
 class Waiter:

@@ -106,7 +106,7 @@ class Workspace:
         try:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
-                raise OSError(f"{path} is not a regular file any more")
+                raise OSError(f"{path} is no longer a regular file")
             left = min(info.st_size, self.max_file_bytes)
             while True:
                 data = os.read(fd, min(wire.CHUNK_BYTES, left)) if left else b""

@@ -67,7 +67,7 @@ class FileReader:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as exc:
             raise InputChanged(
-                f"The input {self.name!r} cannot be read any more: {exc.strerror}."
+                f"The input {self.name!r} can no longer be read: {exc.strerror}."
             ) from None
         try:
             data = os.pread(fd, wanted, start) if wanted else b""

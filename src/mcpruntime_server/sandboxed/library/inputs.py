@@ -154,7 +154,8 @@ class Readable:
 
         counts = [part._line_count() for part in self._slices()]
         total = sum(counts)
-        numbers = sorted(random.Random().sample(range(total), min(n, total)))  # noqa: S311 - no secret
+        generator = random.Random()  # noqa: S311 - no secret
+        numbers = sorted(generator.sample(range(total), min(n, total)))
         found = []
         for part, count in zip(self._slices(), counts):  # noqa: B905 - Python 3.9 has no `strict`
             found += [part._get_line(number) for number in numbers if 0 <= number < count]

@@ -170,7 +170,7 @@ def build_slot(answer: BatchAnswer, answer_format: AnswerFormat) -> Slot:
     if answer["ok"]:
         try:
             return Slot(value=answer_format.parse_answer(answer))
-        except Exception as problem:  # noqa: BLE001 - the user's class may refuse a value in any way
+        except Exception as problem:  # noqa: BLE001 - the user's class raises it
             return Slot(error=problem)
     error = answer["error"]
     error_type = LLM_ERROR_TYPES.get(error["kind"], LlmError)

@@ -196,5 +196,5 @@ def run_item(fn: Callable[[Any], Any], item: Any) -> Slot:
     """Return the outcome of `fn(item)`."""
     try:
         return Slot(fn(item))
-    except BaseException as error:  # noqa: BLE001 - in a thread, even SystemExit is the outcome of one item
+    except BaseException as error:  # noqa: BLE001 - in a thread, it may be SystemExit
         return Slot(error=error)

@@ -123,7 +123,8 @@ class SkillFinder:
         if len(inner) > 1 or (inner and not VERSION_PATTERN.fullmatch(inner[0])):
             parent = sys.modules[fullname.rpartition(".")[0]]
             raise ImportError(missing_name_message(parent, inner[-1]))
-        return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=True)  # type: ignore[arg-type]
+        loader: Any = self
+        return ModuleSpec(fullname, loader, origin=f"<{fullname}>", is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> SkillModule:
         """Return a module that can be called."""

@@ -487,16 +487,17 @@ class ToolFinder:
             return None
         if len(parts) > 2:
             raise ImportError(missing_tool_message(sys.modules[".".join(parts[:2])], parts[2]))
-        return ModuleSpec(fullname, self, origin=f"<{fullname}>", is_package=True)  # type: ignore[arg-type]
+        loader: Any = self
+        return ModuleSpec(fullname, loader, origin=f"<{fullname}>", is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return an empty module."""
         return ServerModule(spec.name)
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: Any) -> None:
         """Fetch the shim and execute it."""
-        module.__getattr__ = functools.partial(resolve_missing_tool, module)  # type: ignore[method-assign]
-        module.__dir__ = lambda: sorted(module.__dict__.get("__all__", ()))  # type: ignore[method-assign]
+        module.__getattr__ = functools.partial(resolve_missing_tool, module)
+        module.__dir__ = lambda: sorted(module.__dict__.get("__all__", ()))
         execute_shim(module, fetch_shim(get_server_name(module)))
 
 

@@ -45,7 +45,7 @@ export function followChanges(address, onChange, onEnd) {
   }
 }
 
-/** Return whether there is nothing at an address any more. */
+/** Return whether an address no longer exists. */
 async function isGone(address) {
   const request = new AbortController();
   try {
