@@ -79,6 +79,7 @@ from ..server.state_key import load_state_key
 if TYPE_CHECKING:
     pass
 
+from ..protocol.payloads import JsonObject
 from .background_work import (
     maintain_stores,
     resume_interrupted_runs,
@@ -267,7 +268,7 @@ async def open_app(
                 store = skill_store.of_principal(principal)
                 return SkillLibrary(store, journal, catalog.schema_digest, guides)
 
-            async def answer_skill_call(target: str, args: dict[str, Any]) -> Any:
+            async def answer_skill_call(target: str, args: JsonObject) -> Any:
                 library = find_library(current_call_scope().principal)
                 return await library.handle_call(target, args)
 

@@ -25,13 +25,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from anyio.to_thread import run_sync
 
 from ..errors import CallFailed, JournalFailed, NotFound
 from ..journal.call_scope import CallScope, current_call_scope
 from ..journal.store import Journal
+from ..protocol.payloads import JsonObject
 
 EXPORT_TARGET = "files.export"
 UPLOAD_TARGET = "uploads.piece"
@@ -55,7 +55,7 @@ class FileExporter:
         self._max_run_bytes = max_run_bytes
         self._run_bytes: OrderedDict[str, int] = OrderedDict()  # received, by run
 
-    async def handle_upload(self, target: str, args: dict[str, Any]) -> str:
+    async def handle_upload(self, target: str, args: JsonObject) -> str:
         """Keep a piece of a file and return its digest; raises `CallFailed`."""
         if target != UPLOAD_TARGET:
             raise CallFailed("not_found", f"There is no {target!r:.100}.")
@@ -91,7 +91,7 @@ class FileExporter:
             size = 0
         return max(size, MIN_CHARGE_BYTES)
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> str:
+    async def handle_call(self, target: str, args: JsonObject) -> str:
         """Write a file and return its path; raises `CallFailed`."""
         if target != EXPORT_TARGET:
             raise CallFailed("not_found", f"There is no {target!r:.100}.")

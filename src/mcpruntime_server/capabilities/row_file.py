@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import Unavailable
+from ..protocol.payloads import JsonObject
 from .atomic_files import write_atomically
 
 FileVersion = tuple[int, int, int]
@@ -30,12 +30,12 @@ class RowFile:
         status = self.path.stat()
         return status.st_mtime_ns, status.st_ino, status.st_size
 
-    def read_rows(self) -> list[dict[str, Any]]:
+    def read_rows(self) -> list[JsonObject]:
         """Return the rows; raises `OSError`, `ValueError`."""
-        rows: list[dict[str, Any]] = json.loads(self.path.read_bytes())
+        rows: list[JsonObject] = json.loads(self.path.read_bytes())
         return rows
 
-    def write_rows(self, rows: Iterable[dict[str, Any]]) -> None:
+    def write_rows(self, rows: Iterable[JsonObject]) -> None:
         """Write all rows, inside of `lock`; raises `OSError`."""
         write_atomically(self.path, json.dumps(list(rows), indent=1).encode())
 

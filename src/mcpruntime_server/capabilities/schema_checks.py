@@ -23,6 +23,7 @@ import anyio
 from anyio.abc import Process
 from anyio.lowlevel import checkpoint
 
+from ..protocol.payloads import JsonObject
 from .json_schemas import compile_linear, find_violation
 from .schema_cost import SchemaCost, estimate_cost, measure_size
 
@@ -129,7 +130,7 @@ class SchemaChecker:
         self, process: Process, value: Any, prepared: PreparedSchema
     ) -> Mapping[str, Any]:
         assert process.stdin is not None
-        request: dict[str, Any] = {"number": prepared.number, "value": value}
+        request: JsonObject = {"number": prepared.number, "value": value}
         if prepared.number not in self._known:
             request["schema"] = prepared.schema
             self._known.add(prepared.number)

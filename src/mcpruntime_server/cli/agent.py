@@ -15,6 +15,7 @@ from ..capabilities.agent import DEFAULT_STEPS
 from ..capabilities.model_requests import ModelUsage
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
+from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_error
 from .console import ConsoleWriter, format_count, format_duration
 from .options import full_option, json_option, pass_config
@@ -221,7 +222,7 @@ def format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
-def serialize_outcome(finished: TaskFinished) -> dict[str, Any]:
+def serialize_outcome(finished: TaskFinished) -> JsonObject:
     """Return the outcome of a task as JSON data."""
     cost = finished.cost
     costs = {"own": cost.own, "programs": cost.programs, "agents": cost.agents, "total": cost.total}

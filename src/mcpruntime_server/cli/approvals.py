@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import click
 
@@ -18,6 +17,7 @@ from ..errors import InvalidRequest, NotFound
 from ..journal.rows import QuestionRow, SessionRow
 from ..journal.server_lease import is_server_alive
 from ..journal.store import Journal
+from ..protocol.payloads import JsonObject
 from ..runtime.pending_questions import (
     ANSWER_WORDS,
     APPROVAL_KIND,
@@ -194,7 +194,7 @@ def show_question(writer: ConsoleWriter, question: OpenQuestion) -> None:
     writer.write_line(f"  expires in {format_duration(remaining_s)}")
 
 
-def serialize_question(question: OpenQuestion) -> dict[str, Any]:
+def serialize_question(question: OpenQuestion) -> JsonObject:
     """Return a question as JSON data."""
     row, session, view = question.row, question.session, question.view
     return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from ..config import Config
 from ..journal.rows import RunRow, SessionRow
+from ..protocol.payloads import JsonObject
 from .console import ConsoleWriter, PlainTable
 from .journal_access import resolve_run
 from .options import full_option, json_option, pass_config, principal_option
@@ -237,7 +238,7 @@ def describe_size(variable: Variable) -> str:
     return "" if variable.length is None else f"{variable.length:,}"
 
 
-def serialize_variable(variable: Variable) -> dict[str, Any]:
+def serialize_variable(variable: Variable) -> JsonObject:
     """Return a variable as JSON data."""
     return {
         "name": variable.name,

@@ -19,6 +19,7 @@ from ..config import Config
 from ..errors import InvalidRequest
 from ..journal.rows import AGENT_PURPOSE, RunRow, SessionRow, StoredEvent
 from ..journal.store import Journal
+from ..protocol.payloads import JsonObject
 from ..runtime.run_history import (
     AgentTree,
     RecordedRun,
@@ -167,7 +168,7 @@ def list_steps(
     return 0
 
 
-def serialize_tree(tree: SessionTree, pins: Mapping[str, str]) -> dict[str, Any]:
+def serialize_tree(tree: SessionTree, pins: Mapping[str, str]) -> JsonObject:
     """Return a session's runs as JSON data."""
     runs = []
     for summary in tree.runs:
@@ -219,7 +220,7 @@ def show_events(config: Config, principal: str, name: str, run: str, *, as_json:
     return 0
 
 
-def serialize_event(stored: StoredEvent) -> dict[str, Any]:
+def serialize_event(stored: StoredEvent) -> JsonObject:
     """Return an event as JSON data."""
     head = {"n": stored.sequence, "at": stored.recorded_at, "kind": type(stored.event).__name__}
     return {**head, **row_fields(stored.event)}
@@ -289,7 +290,7 @@ async def show_runs(writer: ConsoleWriter, journal: Journal, rows: list[RunRow])
         writer.write_note(views.EMPTY_SESSION_TEXT)
 
 
-async def serialize_run(journal: Journal, run: RecordedRun) -> dict[str, Any]:
+async def serialize_run(journal: Journal, run: RecordedRun) -> JsonObject:
     """Return a run and the agents that it started as JSON data."""
     report = run.report
     data = {
@@ -312,7 +313,7 @@ async def serialize_run(journal: Journal, run: RecordedRun) -> dict[str, Any]:
     return data
 
 
-def serialize_agent(agent: AgentTree) -> dict[str, Any]:
+def serialize_agent(agent: AgentTree) -> JsonObject:
     """Return an agent, its runs and the agents that these started as JSON data."""
     runs = []
     for row in agent.runs:

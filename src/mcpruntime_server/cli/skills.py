@@ -9,7 +9,6 @@ import difflib
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,6 +25,7 @@ from ..capabilities.skills.skill_names import parse_skill_name
 from ..capabilities.skills.store import SkillStore
 from ..config import Config
 from ..errors import InvalidRequest, Unavailable
+from ..protocol.payloads import JsonObject
 from .console import ConsoleWriter, create_console, format_time
 from .options import ActionGroup, json_option, pass_config, principal_option
 from .signals import run_until_signal
@@ -147,7 +147,7 @@ def diff_command(config: Config, *, a: str, b: str, principal: str) -> int:
     return 1 if diff else 0
 
 
-def serialize_skill(skill: Skill) -> dict[str, Any]:
+def serialize_skill(skill: Skill) -> JsonObject:
     """Return a version as JSON data."""
     return {
         "name": skill.name,

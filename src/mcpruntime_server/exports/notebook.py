@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ..journal.events import MediaEntry
 from ..journal.rows import SessionRow
+from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_error
 from ..runtime.run_history import RecordedRun
 
@@ -39,7 +39,7 @@ def build_notebook(session: SessionRow, runs: Sequence[RecordedRun]) -> str:
     return json.dumps(notebook, indent=1)
 
 
-def build_cell(number: int, run: RecordedRun) -> dict[str, Any]:
+def build_cell(number: int, run: RecordedRun) -> JsonObject:
     """Return the cell of a step."""
     named = {"run": run.row.id, "step": run.row.step, "status": run.report.status}
     return {
@@ -52,10 +52,10 @@ def build_cell(number: int, run: RecordedRun) -> dict[str, Any]:
     }
 
 
-def list_outputs(number: int, run: RecordedRun) -> list[dict[str, Any]]:
+def list_outputs(number: int, run: RecordedRun) -> list[JsonObject]:
     """Return what a step has printed, shown and returned, or the error that it ended with."""
     report = run.report
-    outputs: list[dict[str, Any]] = [
+    outputs: list[JsonObject] = [
         {"output_type": "stream", "name": name, "text": text}
         for name, text in (("stdout", report.stdout), ("stderr", report.stderr))
         if text

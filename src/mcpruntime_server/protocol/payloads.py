@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional, TypedDict
 
+JsonObject = Dict[str, Any]  # free JSON: arguments of calls, what others send or are sent
+JsonSchema = Dict[str, Any]  # perhaps of a hostile author, and then no schema at all
+
 
 class SandboxFacts(TypedDict):
     """What a sandbox is told about itself, for `help()` and hints."""
@@ -150,7 +153,7 @@ class OutlineEntry(TypedDict, total=False):
     titles: List[str]
     schema: str
     rows: Optional[int]  # None: too many to count quickly
-    samples: List[Dict[str, Any]]
+    samples: List[JsonObject]
 
 
 class ProviderDescription(ProviderSummary):
@@ -220,7 +223,7 @@ class SkillUse(TypedDict, total=False):
     version: int
     ok: bool
     error: str
-    inputs: Dict[str, Any]  # the arguments by parameter name, if the call can become a case
+    inputs: JsonObject  # the arguments by parameter name, if the call can become a case
     output: PresentedValue
 
 
@@ -229,7 +232,7 @@ class ModelRequestData(TypedDict, total=False):
 
     prompt: str
     data: Any  # text, JSON data or a `SliceReference`
-    schema: Dict[str, Any]
+    schema: JsonSchema
     model: str
     max_tokens: int
 
@@ -255,6 +258,6 @@ class AgentTaskData(TypedDict, total=False):
 
     task: str
     context: Any  # text, JSON data or a `SliceReference`
-    budget: Dict[str, Any]
-    schema: Dict[str, Any]
+    budget: JsonObject
+    schema: JsonSchema
     model: str

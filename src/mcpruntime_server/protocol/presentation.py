@@ -27,7 +27,9 @@ from .truncation import (
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     import traceback
-    from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+    from typing import Any, List, Mapping, Optional, Set, Tuple
+
+    from .payloads import JsonObject
 
 MAX_NAME_CHARS = 200  # of a name in a call, and of a path
 INPUT_NAMES = ("CONTEXT", "CONTEXT_DATA")  # of a run that was given inputs
@@ -37,7 +39,7 @@ SKILL_FILE_PREFIX = "<skills."  # of the file names of skills; their lines are n
 
 def present_value(
     value: Any, max_chars: int, max_items: Optional[int] = None, whole_chars: int = 0
-) -> Dict[str, Any]:
+) -> JsonObject:
     """Return `value` as {"kind": "json" | "repr", "text", "type", "cut"}.
 
     The text has about `max_chars` characters at most, and each container `max_items` items; `cut`
@@ -113,7 +115,7 @@ def truncate_name(name: str) -> str:
 
 def describe_error(
     exc: BaseException, source_prefixes: Tuple[str, ...], max_chars: int = 8_000
-) -> Dict[str, Any]:
+) -> JsonObject:
     """Return {"type", "message", "traceback", "line"} of `exc`.
 
     The traceback has only the frames of files whose names start with one of `source_prefixes`.

@@ -12,6 +12,7 @@ from ..errors import JournalFailed, JournalLimitReached
 from ..journal.events import CallError, CallFinished, CallStarted, CallSummary
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
+from ..protocol.payloads import JsonObject
 from ..protocol.wire import Call
 from .call_ledger import MAX_KEPT_CHARS, CallLedger, LedgerEntry
 from .pending_questions import PendingQuestions
@@ -94,7 +95,7 @@ class CallJournal:
         """Return the key that identifies an unfinished call in a recording."""
         return self._open_keys[number]
 
-    def effective_args(self, call: Call, number: int) -> dict[str, Any]:
+    def effective_args(self, call: Call, number: int) -> JsonObject:
         """Return the arguments that a call is made with; an approved plan may change them."""
         if self.plan is None:
             return call.args

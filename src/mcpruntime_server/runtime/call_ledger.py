@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..journal.events import CallError, CallSummary
 from ..journal.recording import RecordedCall
+from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_call
 from ..protocol.wire import Call
 from .plan import PLANNED_KIND
@@ -29,7 +30,7 @@ class LedgerEntry:
     """A call that a run has made, for the client."""
 
     target: str
-    args: dict[str, Any]
+    args: JsonObject
     status: CallStatus = "started"  # "waiting" while a question about it is open
     duration_ms: float = 0.0
     error: str = ""
@@ -52,7 +53,7 @@ class LedgerEntry:
         if measure_json(self.args, MAX_KEPT_CHARS) > MAX_KEPT_CHARS:
             self.shown, self.args = self.format(), {}
 
-    def describe(self, args: dict[str, Any], outcome: str) -> None:
+    def describe(self, args: JsonObject, outcome: str) -> None:
         """Show other arguments than those of the call, and what came of it."""
         self.summary = {"args": args, "outcome": outcome}
 

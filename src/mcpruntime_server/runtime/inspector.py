@@ -16,14 +16,14 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, cast
 
 import anyio
 
 from ..errors import Conflict, InvalidRequest, JournalFailed
 from ..journal.recording import Recording, load_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, RunRow
-from ..protocol.payloads import Inspection, ShownValue
+from ..protocol.payloads import Inspection, ShownValue, VariableData
 from .run import Run
 from .run_report import (
     MAX_PROBE_HITS,
@@ -180,7 +180,7 @@ class Inspector:
         check_end_state(target)
         async with self._open_workplace(target, principal) as session:
             parent = await self._load_parent(target)
-            before: dict[str, dict[str, Any]] = {}
+            before: dict[str, VariableData] = {}
             if parent is not None and FRESH_FLAG not in target.flags:
                 before, _ = await self._read_variables(session, parent)
             after, notes = await self._read_variables(session, target)
@@ -192,7 +192,7 @@ class Inspector:
 
     async def _read_variables(
         self, session: Session, at: RunRow
-    ) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    ) -> tuple[dict[str, VariableData], list[str]]:
         inspection: Inspection = {
             "kind": "variables",
             "max_chars": SHOWN_CHARS,
@@ -323,21 +323,21 @@ def check_probe(request: ProbeRequest) -> None:
         )
 
 
-def parse_variables(text: str) -> dict[str, dict[str, Any]]:
-    """Return what a sandbox says of variables, by name, as far as it is usable."""
+def parse_variables(text: str) -> dict[str, VariableData]:
+    """Return the variables that a sandbox lists, by name; only name and value were checked."""
     try:
         found = json.loads(text)
     except ValueError:
         return {}
     usable = found[:MAX_VARIABLES] if isinstance(found, list) else []
     return {
-        str(data["name"]): data
+        str(data["name"]): cast("VariableData", data)
         for data in usable
         if isinstance(data, dict) and "name" in data and isinstance(data.get("value"), dict)
     }
 
 
-def build_variable(name: str, data: dict[str, Any], before: dict[str, Any] | None) -> Variable:
+def build_variable(name: str, data: VariableData, before: VariableData | None) -> Variable:
     """Return a variable from what the sandbox says of it after a step, and before it."""
     shape, length = data.get("shape"), data.get("length")
     change: VariableChange = "added"

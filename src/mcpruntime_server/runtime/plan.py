@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..journal.events import ApprovedCall, canonical_json
 from ..journal.recording import RecordedCall, Recording
+from ..protocol.payloads import JsonObject
 
 PLANNED_KIND = "planned"  # the kind of error that a planned call gets
 CallKey = tuple[str, str, int]  # target, canonical arguments, occurrence
@@ -46,12 +47,12 @@ class Plan:
         """Return the decision on a call; None if there is none."""
         return self._approvals.get(key)
 
-    def approved_args(self, key: CallKey, args: dict[str, Any]) -> dict[str, Any]:
+    def approved_args(self, key: CallKey, args: JsonObject) -> JsonObject:
         """Return the arguments that were approved for a call that has `args` in the code."""
         approval = self.find_approval(key)
         if approval is None or not approval["sent"]:
             return args
-        sent: dict[str, Any] = json.loads(approval["sent"])
+        sent: JsonObject = json.loads(approval["sent"])
         return sent
 
     @property
@@ -118,7 +119,7 @@ def planned_call_of(call: RecordedCall) -> PlannedCall:
     )
 
 
-def parse_args(call: RecordedCall) -> dict[str, Any]:
+def parse_args(call: RecordedCall) -> JsonObject:
     """Return the arguments of a recorded call; {} if they are invalid, as in a forged archive."""
     try:
         args = json.loads(call.args)

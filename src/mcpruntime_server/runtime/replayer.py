@@ -18,13 +18,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 
 from ..errors import McpRuntimeError, ReplayDiverged
 from ..journal.events import canonical_json
 from ..journal.recording import RecordedCall, Recording
+from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_stored_call
 from ..protocol.wire import ABANDON_TARGET, Call, Reply
 from .call_journal import CallJournal, abandoned_call_id, is_abandoned_error
@@ -119,7 +119,7 @@ class Replayer:
             format_request(left[0].target, left[0].args), "the end of the code"
         )
 
-    def _is_live_call(self, target: str, args: dict[str, Any]) -> bool:
+    def _is_live_call(self, target: str, args: JsonObject) -> bool:
         prefix, _, rest = target.partition(".")
         server = str(args.get("server")) if prefix == "catalog" else rest.partition(".")[0]
         return server in self._live_targets or rest in self._live_targets

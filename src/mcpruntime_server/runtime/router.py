@@ -32,6 +32,7 @@ from ..journal.events import (
     canonical_json,
 )
 from ..protocol.library_names import PLANNED_RESULT_TEXT
+from ..protocol.payloads import JsonObject
 from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_surrogates
 from .call_journal import CallJournal
 from .call_ledger import LedgerEntry, measure_json
@@ -68,7 +69,7 @@ class Route:
     `verdict_for` gets the arguments, too; it may raise `CallFailed` to say why a call is refused.
     """
 
-    handle: Callable[[str, dict[str, Any]], Awaitable[Any]]
+    handle: Callable[[str, JsonObject], Awaitable[Any]]
     effect_of: Callable[[str], Effect]  # what a call may change, known when `prepare` has returned
     is_listed: bool = True  # in the ledger
     max_args_chars: int | None = None  # of a call, roughly; None: as many as the link takes
@@ -101,7 +102,7 @@ class ActiveCall:
         return self.call.target
 
     @property
-    def effective_args(self) -> dict[str, Any]:
+    def effective_args(self) -> JsonObject:
         """The arguments that it is made with."""
         return self.journal.effective_args(self.call, self.number)
 
@@ -273,7 +274,7 @@ class Router:
             return Reply(call.call_id, EncodedValue(value.data))
         return Reply(call.call_id, value)
 
-    async def _handle_call(self, active: ActiveCall, args: dict[str, Any]) -> Any:
+    async def _handle_call(self, active: ActiveCall, args: JsonObject) -> Any:
         if self.leaves_trace(active.target):
             # The arguments may follow from answers before: all of them must survive a crash now.
             await _sync_call_start(active)
@@ -282,7 +283,7 @@ class Router:
 
     # what may be called ---------------------------------------------------------------------------
 
-    async def _authorize_call(self, active: ActiveCall) -> dict[str, Any]:
+    async def _authorize_call(self, active: ActiveCall) -> JsonObject:
         """Return the arguments that a call may be made with; raises `CallFailed` if it may not."""
         route, plan = self._find_route(active.target), active.journal.plan
         verdict = _check_verdict(active, route, active.call.args)
@@ -297,7 +298,7 @@ class Router:
             await self._ask_person(active, args)
         return args
 
-    async def _ask_person(self, active: ActiveCall, args: dict[str, Any]) -> None:
+    async def _ask_person(self, active: ActiveCall, args: JsonObject) -> None:
         """Ask a person whether a call may be made; raises `CallFailed` if it may not."""
         if active.is_allowed_by_person:
             return
@@ -383,7 +384,7 @@ class Router:
         prefix, _, rest = target.partition(".")
         return prefix if rest and prefix in self._routes else ""
 
-    async def _reject_unknown_target(self, target: str, args: dict[str, Any]) -> NoReturn:
+    async def _reject_unknown_target(self, target: str, args: JsonObject) -> NoReturn:
         known = ", ".join(sorted(self._routes))
         message = f"Nothing answers to {target!r:.80}; the prefixes are {known}."
         raise CallFailed("unknown_target", message)

@@ -32,6 +32,7 @@ from anyio.to_thread import run_sync
 from ..config import SandboxSettings
 from ..errors import McpRuntimeError, SandboxFailed, Unavailable
 from ..protocol import wire
+from ..protocol.payloads import JsonObject
 from ..protocol.wire import INPUTS_FOLDER
 from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image
 from .docker_engine import DockerEngine
@@ -156,14 +157,14 @@ class DockerChannel:
             self._decoder.stderr
         )
 
-    def _read_final_state(self, client: APIClient) -> dict[str, Any]:
+    def _read_final_state(self, client: APIClient) -> JsonObject:
         from requests.exceptions import RequestException
 
         try:
             client.wait(self.info.id, timeout=EXIT_STATE_TIMEOUT_S)
         except RequestException:
             log.debug("The container %s still runs after its stream has ended.", self.info.id)
-        state: dict[str, Any] = client.inspect_container(self.info.id)["State"]
+        state: JsonObject = client.inspect_container(self.info.id)["State"]
         return state
 
 
@@ -197,7 +198,7 @@ class DockerBackend:
         self._labels = {OWNER_LABEL: owner, DATA_FOLDER_LABEL: data_folder_digest(data_folder)}
         self._is_alive = is_alive
         self._engine = DockerEngine()
-        self._engine_info: dict[str, Any] = {}  # its answer to `/info`
+        self._engine_info: JsonObject = {}  # its answer to `/info`
         self._image_id = ""  # of the image in use
         self._pinned_cpus: dict[str, tuple[int, ...]] = {}  # by container
         self._shared_folders = SharedFolders(data_folder.resolve() / "inputs")
@@ -361,9 +362,9 @@ class DockerBackend:
         left = sum(map(self._is_orphan, listed))
         return len(listed) - left, left
 
-    def _list_containers(self, client: APIClient) -> list[dict[str, Any]]:
+    def _list_containers(self, client: APIClient) -> list[JsonObject]:
         filters = {"label": f"{DATA_FOLDER_LABEL}={self._labels[DATA_FOLDER_LABEL]}"}
-        listed: list[dict[str, Any]] = client.containers(all=True, filters=filters)
+        listed: list[JsonObject] = client.containers(all=True, filters=filters)
         return listed
 
     def _is_orphan(self, container: Mapping[str, Any]) -> bool:

@@ -28,6 +28,7 @@ import anyio.abc
 import anyio.to_thread
 
 from ..errors import SandboxFailed, Unavailable
+from ..protocol.payloads import JsonObject
 from . import engine_socket
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class DockerEngine:
             limiter=self._limiter,
         )
 
-    async def inspect_image(self, tag: str) -> dict[str, Any]:
+    async def inspect_image(self, tag: str) -> JsonObject:
         """Return what the engine says of an image; nothing if it has none, or does not answer."""
         path = engine_socket.find_socket(os.environ, Path.home())
         if path:
@@ -273,7 +274,7 @@ class DockerEngine:
             self._idle_clients.pop().close()
 
 
-def inspect_image(client: APIClient, tag: str) -> dict[str, Any]:
+def inspect_image(client: APIClient, tag: str) -> JsonObject:
     """Return what the engine says of an image; nothing if it refuses."""
     from docker.errors import APIError
 

@@ -13,8 +13,9 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
+
+from ..protocol.payloads import JsonObject
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 UNIX_SCHEME = "unix://"
@@ -51,7 +52,7 @@ def find_socket(environ: Mapping[str, str], home: Path) -> str:
     return DEFAULT_SOCKET if context == "default" else ""
 
 
-def inspect_image(path: str, tag: str) -> dict[str, Any]:
+def inspect_image(path: str, tag: str) -> JsonObject:
     """Return what the engine says of an image; nothing if it does not have it.
 
     This blocks. Raises `OSError`, `http.client.HTTPException` or `ValueError` if it fails.

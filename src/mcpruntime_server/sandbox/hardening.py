@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Any
 
 from ..config import SandboxSettings
 from ..errors import ConfigError
+from ..protocol.payloads import JsonObject
 from ..protocol.wire import INPUTS_FOLDER, PACKAGES_FOLDER
 
 BYTES_PER_MB = 1024 * 1024
@@ -58,7 +58,7 @@ def make_container_config(
     inputs: str = "",
     packages: str = "",
     has_web: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the body of the request that creates a container, which sees the folder `inputs`.
 
     Without one, it has a volume there that only the engine can write. The folder `packages`, if it
@@ -106,7 +106,7 @@ def make_host_config(
     packages: str = "",
     *,
     has_web: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the restrictions that the engine enforces on one sandbox."""
     memory_mb = settings.memory_mb + settings.workspace_mb + settings.tmp_mb
     max_processes = settings.pids
@@ -167,7 +167,7 @@ def format_tmpfs_options(size_mb: int, options: str) -> str:
     return f"rw,nosuid,nodev,{options},size={size_mb}m,nr_inodes={max_inodes}"
 
 
-def format_ulimit(name: str, value: int) -> dict[str, Any]:
+def format_ulimit(name: str, value: int) -> JsonObject:
     """Return a resource limit that the sandbox cannot raise."""
     return {"Name": name, "Soft": value, "Hard": value}
 
@@ -200,7 +200,7 @@ def load_seccomp_profile(*, has_web: bool = False) -> str:
     return json.dumps(profile, separators=(",", ":"))
 
 
-def parse_mount(entry: str) -> dict[str, Any]:
+def parse_mount(entry: str) -> JsonObject:
     """Parse `/host/folder:/sandbox/folder[:rw]`; raises `ConfigError` if it is not allowed."""
     source, _, rest = entry.partition(":")
     target, _, mode = rest.partition(":")
@@ -220,7 +220,7 @@ def parse_mount(entry: str) -> dict[str, Any]:
     return make_bind_mount(source, target, writable=mode == "rw")
 
 
-def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict[str, Any]:
+def make_bind_mount(source: str, target: str, *, writable: bool = False) -> JsonObject:
     """Return the mount of a folder on the engine's machine."""
     return {
         "Type": "bind",
@@ -231,12 +231,12 @@ def make_bind_mount(source: str, target: str, *, writable: bool = False) -> dict
     }
 
 
-def make_inputs_volume() -> dict[str, Any]:
+def make_inputs_volume() -> JsonObject:
     """Return the mount of an empty folder of root's, which is removed with its container."""
     return {"Type": "volume", "Target": INPUTS_FOLDER, "VolumeOptions": {"NoCopy": True}}
 
 
-def make_terminal_mount() -> dict[str, Any]:
+def make_terminal_mount() -> JsonObject:
     """Return the mount of the sandbox's pseudo terminals.
 
     The kernel has some thousands for all containers, and an engine's own mount has no limit, so

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from ..config import Config
 from ..journal.call_scope import CallScope
 from ..journal.events import InputEntry
+from ..protocol.payloads import JsonObject
 from ..runtime.child_session import ChildSession, StatusCallback, open_child_session
 from ..runtime.runtime import Runtime
 from .result_format import build_run_result, submitted_values
@@ -24,7 +24,7 @@ class AgentRunSession:
 
     async def execute(
         self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Run code to its end and return the data of a `run_code` result.
 
         Raises `McpRuntimeError`.

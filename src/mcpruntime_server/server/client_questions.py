@@ -22,6 +22,7 @@ from mcp.types import (
 )
 
 from ..config import Config
+from ..protocol.payloads import JsonObject
 from ..runtime.pending_questions import (
     CREDENTIAL_DECLINED,
     MODEL_APPROVER,
@@ -139,7 +140,7 @@ class ClientQuestions:
         """Return the result that asks a client; the run continues when the request has ended."""
         run.audience.detach()
         approvals = elicitation.select_approvals(asked.questions)
-        requests: dict[str, Any] = {
+        requests: JsonObject = {
             each.id: sampling.build_sampling_request(each, self._max_tokens)
             for each in asked.questions
             if each.asked.kind == MODEL_REQUEST_KIND

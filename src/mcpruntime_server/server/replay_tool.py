@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from mcp.types import CallToolResult
 
 from ..config import Config
 from ..errors import InvalidRequest
 from ..journal.rows import RunRow, SessionRow
+from ..protocol.payloads import JsonObject
 from ..protocol.presentation import truncate_json
 from ..protocol.truncation import truncate_text
 from ..runtime import run_history, time_travel
@@ -85,7 +86,7 @@ class ReplayToolHandler:
         """List the last steps of a session, abandoned runs included."""
         session = await self._find_session(handle)
         tree = await run_history.load_tree(self._journal, session)
-        steps: list[dict[str, Any]] = []
+        steps: list[JsonObject] = []
         lines = []
         for each in tree.runs[-MAX_LISTED_STEPS:]:
             row, code = each.row, each.code[:MAX_LISTED_CODE_CHARS]

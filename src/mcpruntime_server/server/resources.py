@@ -30,6 +30,7 @@ from ..capabilities.skills.model import Skill
 from ..capabilities.skills.skill_names import parse_skill_name, to_slug
 from ..capabilities.skills.version_files import SKILL_FILE, FileContents, compute_digest
 from ..errors import InvalidRequest, McpRuntimeError, NotFound
+from ..protocol.payloads import JsonObject
 
 SKILL_SCHEME = "skill://"
 MAX_LISTED_RESOURCES = 100  # the template gives the addresses of the others
@@ -155,10 +156,10 @@ class SkillsExtension(Extension):
 
     async def _handle_list(
         self, ctx: ServerRequestContext[Any, Any], params: PaginatedRequestParams
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         cursor = params.cursor or ""
         names = sorted(name for name in await self._library.list_available() if name > cursor)
-        skills: list[dict[str, Any]] = []
+        skills: list[JsonObject] = []
         remaining_chars = MAX_PAGE_CHARS
         last = ""
         for last in names[:SKILLS_PAGE_SIZE]:
@@ -169,14 +170,14 @@ class SkillsExtension(Extension):
             remaining_chars -= len(json.dumps(skills[-1]))
             if remaining_chars < 0:
                 break
-        result: dict[str, Any] = {"skills": skills}
+        result: JsonObject = {"skills": skills}
         if names and last != names[-1]:
             result["nextCursor"] = last
         return extension_result(result)
 
     async def _handle_get(
         self, ctx: ServerRequestContext[Any, Any], params: SkillRequestParams
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         name, _, path = params.uri.removeprefix(SKILL_SCHEME).partition("/")
         try:
             if not params.uri.startswith(SKILL_SCHEME) or path != SKILL_FILE:
@@ -188,12 +189,12 @@ class SkillsExtension(Extension):
         except McpRuntimeError as exc:
             raise MCPError(INVALID_PARAMS, str(exc), {"uri": params.uri}) from None
 
-    async def _describe_skill(self, name: str) -> dict[str, Any]:
+    async def _describe_skill(self, name: str) -> JsonObject:
         content = await self._library.read_files(name)
         return await anyio.to_thread.run_sync(describe_skill_files, to_slug(name), content)
 
 
-def describe_skill_files(slug: str, content: FileContents) -> dict[str, Any]:
+def describe_skill_files(slug: str, content: FileContents) -> JsonObject:
     """Return a skill as the extension shows it; raises `SkillRefused`."""
     return {
         "uri": f"{SKILL_SCHEME}{slug}/{SKILL_FILE}",
@@ -209,6 +210,6 @@ def describe_skill_files(slug: str, content: FileContents) -> dict[str, Any]:
     }
 
 
-def extension_result(data: Mapping[str, Any]) -> dict[str, Any]:
+def extension_result(data: Mapping[str, Any]) -> JsonObject:
     """Return the result of a request of the extension, which clients must not cache."""
     return {"resultType": "complete", "ttlMs": 0, "cacheScope": "private", **data}

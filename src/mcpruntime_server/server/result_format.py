@@ -24,6 +24,7 @@ from ..config import Config
 from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError
 from ..journal.events import MediaEntry, RunError
+from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_error, truncate_name
 from ..protocol.truncation import truncate_text
 from ..runtime.call_ledger import MAX_CALL_CHARS, SUBMIT_TARGET, CallStatus, LedgerEntry
@@ -164,7 +165,7 @@ def build_media_content(media: MediaEntry) -> ContentBlock:
     return AudioContent(type="audio", mime_type=mime_type, data=data)
 
 
-def text_call_result(text: str, data: dict[str, Any]) -> CallToolResult:
+def text_call_result(text: str, data: JsonObject) -> CallToolResult:
     """Return a tool result with a text and the same facts as data."""
     return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=data)
 

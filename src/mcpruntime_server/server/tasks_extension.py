@@ -37,6 +37,7 @@ from mcp.types import (
 from pydantic import ValidationError
 
 from ..errors import InsufficientScope, InvalidRequest, McpRuntimeError, NotFound
+from ..protocol.payloads import JsonObject
 from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
@@ -69,7 +70,7 @@ class TaskParams(RequestParams):
 class TaskUpdateParams(TaskParams):
     """What a person has answered, by the names of the forms; other names are ignored."""
 
-    input_responses: dict[str, Any]
+    input_responses: JsonObject
 
 
 class TasksExtension(Extension):
@@ -163,7 +164,7 @@ class TasksExtension(Extension):
 
     # the state of a task --------------------------------------------------------------------------
 
-    async def _build_task_fields(self, task: str, status: str) -> dict[str, Any]:
+    async def _build_task_fields(self, task: str, status: str) -> JsonObject:
         """Return the fields that every task has."""
         row, _ = await self._runs.lookup.load_run_rows(task)
         created_at = await self._runs.lookup.load_request_time(row)
@@ -180,7 +181,7 @@ class TasksExtension(Extension):
 
     async def _load_task_state(
         self, cursor: DeliveryCursor, task: str, *, can_ask: bool
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, JsonObject]:
         """Return the status of a task and the fields that belong to it; raises `NotFound`."""
         found = self._find_finished_run(cursor, task) or await self._runs.lookup.find_run(task)
         if isinstance(found, RunReport):
@@ -221,7 +222,7 @@ class TasksExtension(Extension):
 
     async def _build_finished_state(
         self, cursor: DeliveryCursor, session: Session, run: Run
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, JsonObject]:
         """Return the state of a task whose run has ended here."""
         if run.report.status == "cancelled":
             await run.wait_until_recorded()
@@ -234,7 +235,7 @@ class TasksExtension(Extension):
             result = error_result(exc)
         return "completed", {"result": to_wire_json(result)}
 
-    def _build_delivered_state(self, report: RunReport, handle: str) -> tuple[str, dict[str, Any]]:
+    def _build_delivered_state(self, report: RunReport, handle: str) -> tuple[str, JsonObject]:
         """Return the state of a task whose result another request has delivered."""
         note = DELIVERED_NOTE.format(report.run_id)
         brief = RunReport(
@@ -245,7 +246,7 @@ class TasksExtension(Extension):
 
     async def _build_journaled_state(
         self, cursor: DeliveryCursor, report: RunReport
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, JsonObject]:
         """Return the state of a task from the journal."""
         row, session = await self._runs.lookup.load_run_rows(report.run_id)
         if not row.is_finished:
@@ -329,6 +330,6 @@ def format_timestamp(seconds: float) -> str:
     )
 
 
-def to_wire_json(message: CallToolResult | ElicitRequest) -> dict[str, Any]:
+def to_wire_json(message: CallToolResult | ElicitRequest) -> JsonObject:
     """Return a message as it is on the wire."""
     return message.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..capabilities.row_file import FileVersion, RowFile
 from ..config.scopes import DEFAULT_SCOPES, SCOPES, Scope, order_scopes
 from ..errors import InvalidRequest, NotFound, Unavailable
 from ..journal.principals import is_token_name
+from ..protocol.payloads import JsonObject
 
 TOKENS_FILE = "tokens.json"
 TOKEN_PREFIX = "mcprt"  # noqa: S105 - lets scanners of repositories recognise a token
@@ -159,7 +159,7 @@ class TokenStore:
                 self._version = None  # what failed half-way is read again
 
 
-def read_token(row: dict[str, Any]) -> AccessToken:
+def read_token(row: JsonObject) -> AccessToken:
     """Return a token as the file has it; a scope that is not known here grants nothing."""
     scopes = order_scopes(row.get("scopes", DEFAULT_SCOPES))
     return AccessToken(**{**row, "scopes": scopes})

@@ -21,6 +21,7 @@ import httpx2
 from ..config import OAuthSettings
 from ..config.models import is_secure_url
 from ..errors import Unavailable
+from ..protocol.payloads import JsonObject
 
 FETCH_TIMEOUT_S = 5.0  # for all requests of one attempt
 REFRESH_S = 600.0  # a key that the provider withdraws is refused after this time
@@ -144,7 +145,7 @@ def metadata_urls(issuer: str) -> tuple[str, str]:
     )
 
 
-async def fetch_json(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
+async def fetch_json(client: httpx2.AsyncClient, url: str) -> JsonObject:
     """Return the JSON object at an address; raises `ValueError` and errors of HTTP."""
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
     body = bytearray()

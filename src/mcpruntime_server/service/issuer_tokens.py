@@ -16,6 +16,7 @@ from ..config import OAuthSettings
 from ..config.scopes import SCOPES, Scope
 from ..errors import InvalidToken
 from ..journal.principals import issuer_principal
+from ..protocol.payloads import JsonObject
 from .callers import Caller
 from .issuer_keys import IssuerKeys, Jwk
 
@@ -71,12 +72,12 @@ class IssuerTokens:
             raise InvalidToken("The token is not an access token.")
         return header.get("kid"), algorithm
 
-    def _verify(self, token: str, key: Jwk, algorithm: str) -> dict[str, Any]:
+    def _verify(self, token: str, key: Jwk, algorithm: str) -> JsonObject:
         """Return the claims of a token that is valid."""
         try:
             if key.get("alg", algorithm) != algorithm:
                 raise InvalidToken("The key of the access token is for another algorithm.")
-            claims: dict[str, Any] = jwt.decode(
+            claims: JsonObject = jwt.decode(
                 token,
                 jwt.PyJWK(dict(key), algorithm),
                 algorithms=[algorithm],

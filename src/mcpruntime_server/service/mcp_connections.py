@@ -35,6 +35,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from ..protocol.payloads import JsonObject
+
 MAX_CONNECTIONS = 500  # of one principal at once; idle ones make room and can be opened again
 IDLE_TIMEOUT_S = 300.0
 MAX_ENDED_CONNECTIONS = 10_000  # ids that their clients have ended, and which stay so
@@ -70,7 +72,7 @@ def encode_connection_id(principal: str, params: Mapping[str, Any]) -> str | Non
     return text if len(text) <= MAX_ID_CHARS else None
 
 
-def decode_connection_id(principal: str, text: str) -> dict[str, Any] | None:
+def decode_connection_id(principal: str, text: str) -> JsonObject | None:
     """Return the parameters that an id repeats; None if it is none of this principal's."""
     match = CONNECTION_ID.fullmatch(text[: MAX_ID_CHARS + 1])
     if match is None or len(text) > MAX_ID_CHARS:
@@ -276,7 +278,7 @@ async def read_ahead(receive: Receive) -> tuple[bytes, Receive]:
     return body, receive_again
 
 
-def find_opening(body: bytes) -> dict[str, Any] | None:
+def find_opening(body: bytes) -> JsonObject | None:
     """Return the parameters of the `initialize` in a body; None if it is something else."""
     try:
         message = json.loads(body)

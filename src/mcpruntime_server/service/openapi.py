@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from .. import __version__
 from ..config.scopes import Scope
+from ..protocol.payloads import JsonObject, JsonSchema
 from ..server.run_tool import MAX_IDEMPOTENCY_KEY_CHARS
 from .api_models import ExecuteRequest, StreamRequest
 from .event_models import PublicRunEvent, RunEvent
@@ -130,7 +131,7 @@ class OpenApiDocument:
         return json.dumps(build_openapi(self._routes, self._max_timeout_s), ensure_ascii=False)
 
 
-def build_openapi(routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> dict[str, Any]:
+def build_openapi(routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> JsonObject:
     """Return the document about some routes of a server on which code may take so long."""
     requests = {each.body for each in routes} - {None}
     documents = {
@@ -144,7 +145,7 @@ def build_openapi(routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> dict
     for request in (StreamRequest, ExecuteRequest):
         fields = schemas["$defs"][request.__name__]["properties"]
         fields["timeout_s"]["anyOf"][0]["maximum"] = max_timeout_s
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, JsonObject] = {}
     for each in routes:
         path = each.path.replace(":path}", "}")
         paths.setdefault(path, {})[each.method.lower()] = describe_route(each)
@@ -176,9 +177,9 @@ def sort_models(models: Any) -> list[type[BaseModel]]:
     return sorted(models, key=lambda model: model.__name__)
 
 
-def describe_route(route: ApiRoute[Any]) -> dict[str, Any]:
+def describe_route(route: ApiRoute[Any]) -> JsonObject:
     """Return what the document says of one method of a path."""
-    described: dict[str, Any] = {
+    described: JsonObject = {
         "operationId": route.name,
         "summary": route.description.partition(". ")[0].rstrip("."),
         "description": route.description,
@@ -194,7 +195,7 @@ def describe_route(route: ApiRoute[Any]) -> dict[str, Any]:
     return described
 
 
-def describe_route_parameters(route: ApiRoute[Any]) -> list[dict[str, Any]]:
+def describe_route_parameters(route: ApiRoute[Any]) -> list[JsonObject]:
     """Return the parameters of a route: in its path, behind it, and in headers."""
     names = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if "{" in part]
     parameters = [
@@ -231,7 +232,7 @@ def describe_route_parameters(route: ApiRoute[Any]) -> list[dict[str, Any]]:
     return parameters
 
 
-def describe_header(route: ApiRoute[Any], name: str) -> dict[str, Any]:
+def describe_header(route: ApiRoute[Any], name: str) -> JsonObject:
     """Return the schema of a header; without a run in its path, an event has to name one."""
     schema = {"type": "string", **HEADER_SCHEMAS.get(name, {})}
     if name == "Last-Event-ID" and "{run_id}" not in route.path:
@@ -239,7 +240,7 @@ def describe_header(route: ApiRoute[Any], name: str) -> dict[str, Any]:
     return schema
 
 
-def without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+def without_null(schema: Mapping[str, Any]) -> JsonSchema:
     """Return the schema of a parameter, which is left out and never null."""
     plain = {name: value for name, value in schema.items() if name not in ("anyOf", "title")}
     for option in schema.get("anyOf", ()):
@@ -250,11 +251,11 @@ def without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def describe_responses(route: ApiRoute[Any]) -> dict[str, Any]:
+def describe_responses(route: ApiRoute[Any]) -> JsonObject:
     """Return the responses of a route by their status."""
-    responses: dict[str, Any] = {}
+    responses: JsonObject = {}
     for status, model in route.responses.items():
-        response: dict[str, Any] = {"description": STATUS_TEXTS[status]}
+        response: JsonObject = {"description": STATUS_TEXTS[status]}
         if content := describe_content(model):
             response["content"] = content
         responses[str(status)] = response
@@ -267,7 +268,7 @@ def describe_responses(route: ApiRoute[Any]) -> dict[str, Any]:
     return responses
 
 
-def describe_content(model: type | None) -> dict[str, Any]:
+def describe_content(model: type | None) -> JsonObject:
     """Return the content of a response."""
     if model is RunEvent:
         item = {  # of each event, as the revision 3.2 says with `itemSchema`

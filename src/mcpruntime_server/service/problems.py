@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
@@ -12,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import InvalidRequest, McpRuntimeError
+from ..protocol.payloads import JsonObject
 
 PROBLEM_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:mcpruntime-server:"  # before the code of the error
@@ -85,7 +85,7 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
     known = dict(headers or {})
     if problem.status == 503:
         known["Retry-After"] = str(RETRY_AFTER_S)
-    data: dict[str, Any] = problem.model_dump(mode="json")
+    data: JsonObject = problem.model_dump(mode="json")
     return Response(
         json.dumps({name: value for name, value in data.items() if value not in ("", [])}),
         problem.status,

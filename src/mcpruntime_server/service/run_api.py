@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import InsufficientScope, InvalidRequest, NotFound
+from ..protocol.payloads import JsonObject
 from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.run_history import load_recorded_run
@@ -258,7 +259,7 @@ def describe_caller(request: Request) -> str:
     return f"{find_principal(request.scope)}, over HTTP"
 
 
-def read_context(body: StreamRequest) -> list[str | dict[str, Any]] | None:
+def read_context(body: StreamRequest) -> list[str | JsonObject] | None:
     """Return the inputs that a request names, as JSON data."""
     if body.context is None:
         return None

@@ -24,6 +24,7 @@ from ...errors import CallFailed, McpRuntimeError
 from ...journal.call_scope import CallScope, current_call_scope
 from ...journal.events import InputEntry
 from ...protocol.library_names import SLICE_KEY
+from ...protocol.payloads import JsonObject
 from ..call_arguments import invalid_arguments
 from ..json_schemas import check_schema
 from ..model_requests import Completion, Messages, ModelUsage, UsageData
@@ -138,7 +139,7 @@ class SubAgents:
         """Return what a call may change."""
         return "read" if target == SUBMIT_TARGET else "write"
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> AgentAnswer | None:
+    async def handle_call(self, target: str, args: JsonObject) -> AgentAnswer | None:
         """Answer `agent.run {task, context, budget, schema, model}` or `agent.submit {value}`.
 
         Raises `CallFailed`.

@@ -28,6 +28,7 @@ from ...errors import CallFailed, Unavailable
 from ...journal.events import canonical_json
 from ...protocol.payloads import (
     DocumentPart,
+    JsonObject,
     OutlineEntry,
     PassageData,
     ProviderDescription,
@@ -104,7 +105,7 @@ class KnowledgeService:
         """The names of all providers."""
         return list(self._providers)
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
+    async def handle_call(self, target: str, args: JsonObject) -> Any:
         """Answer a call; raises `CallFailed`.
 
         The targets are `knowledge.search` {query, limit, source}, `knowledge.get` {uri, start,

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import Unavailable
+from ...protocol.payloads import JsonObject
 from .provider import DocumentSkipped, SkippedDocuments, clean_line, is_valid_name
 
 MAX_TABLES = 5_000
@@ -40,7 +41,7 @@ SELECT sql FROM sqlite_master
 WHERE tbl_name = ? AND sql IS NOT NULL ORDER BY type = 'index', type, name
 """
 
-SampleRow = dict[str, Any]
+SampleRow = JsonObject
 
 
 class SqliteProvider:

@@ -17,12 +17,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 
 from ...config import BudgetLimits
 from ...errors import CallFailed
+from ...protocol.payloads import JsonObject
 from ..model_requests import ModelUsage
 
 BUDGET_EXCEEDED = "budget_exceeded"
@@ -150,7 +150,7 @@ class Budget:
                 await stack.enter_async_context(level._request_limiter)
             yield
 
-    def usage_report(self) -> dict[str, dict[str, Any]]:
+    def usage_report(self) -> dict[str, JsonObject]:
         """Return the usage and the limits of each level by its name, as JSON data.
 
         The report of this level includes its agents.
@@ -160,8 +160,8 @@ class Budget:
             for level in self.levels()
         }
 
-    def _agent_report(self) -> dict[str, Any]:
-        report: dict[str, Any] = dict(self._usage_figures())
+    def _agent_report(self) -> JsonObject:
+        report: JsonObject = dict(self._usage_figures())
         if self.agent_budgets:
             report["agents"] = [
                 {"name": budget.name, **budget._agent_report()} for budget in self.agent_budgets

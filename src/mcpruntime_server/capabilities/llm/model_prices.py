@@ -11,13 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ...protocol.payloads import JsonObject
 from .model_backend import TokenPrices
 
 TABLE_FILE = "model_prices_and_context_window_backup.json"
 
 
 @cache
-def load_price_table() -> dict[str, dict[str, Any]]:
+def load_price_table() -> dict[str, JsonObject]:
     """Return the rows of the table by model; empty if litellm does not ship it."""
     spec = importlib.util.find_spec("litellm")
     if spec is None or not spec.submodule_search_locations:
@@ -30,7 +31,7 @@ def load_price_table() -> dict[str, dict[str, Any]]:
     return {name: row for name, row in table.items() if isinstance(row, dict)}
 
 
-def find_model_row(model: str) -> dict[str, Any]:
+def find_model_row(model: str) -> JsonObject:
     """Return the row of a model, with or without its provider's prefix; empty if there is none."""
     table = load_price_table()
     return table.get(model) or table.get(model.partition("/")[2]) or {}

@@ -18,6 +18,7 @@ from ...errors import CallFailed
 from ...journal.call_scope import MAX_MODEL_REQUEST_CHARS, CallScope, current_call_scope
 from ...journal.events import canonical_json
 from ...journal.store import Journal
+from ...protocol.payloads import JsonObject
 from ..call_arguments import invalid_arguments
 from ..json_schemas import check_schema
 from ..model_requests import Completion, Messages, ModelUsage, UsageData
@@ -130,7 +131,7 @@ class ModelService:
         self._model = BudgetedModel(settings, backend, observe_request)
         self._accounts = AccountRegistry(settings, journal)
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
+    async def handle_call(self, target: str, args: JsonObject) -> Any:
         """Answer `llm.ask {request}`, `llm.batch {questions}` or `llm.usage {}`.
 
         Raises `CallFailed`.

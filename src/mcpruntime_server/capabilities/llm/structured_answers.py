@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import CallFailed
 from ...journal.events import canonical_json
+from ...protocol.payloads import JsonObject
 from ..data_marks import DATA_NOTICE, mark_as_data
 from ..json_schemas import MAX_NESTING, nesting_depth
 from ..model_requests import Completion, Messages
@@ -180,7 +181,7 @@ def is_text_wrapper(schema: Mapping[str, Any]) -> bool:
     )
 
 
-def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
     """Return a JSON object.
 
     Raises `ValueError` for a repeated key, which parsers treat differently.

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from ...config import Verdict
 from ...errors import CallFailed
 from ...journal.call_scope import current_call_scope
+from ...protocol.payloads import JsonObject
 from .requirements import Platform, find_refused, parse_installed, parse_requirements
 from .resolution_cache import ResolutionCache, make_key
 from .resolver import ResolvedWheel, download_wheel, resolve_wheels
@@ -50,7 +51,7 @@ class PackageInstaller:
             )
         return self._mode
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> dict[str, Any]:
+    async def handle_call(self, target: str, args: JsonObject) -> JsonObject:
         """Bring packages into the cache; return their wheels. Raises `CallFailed`."""
         if target != INSTALL_TARGET:
             raise CallFailed("not_found", f"There is no {target!r:.100}.")

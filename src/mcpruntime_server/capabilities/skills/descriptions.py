@@ -21,6 +21,7 @@ import anyio
 
 from ...config.credentials import find_known_credential
 from ...errors import McpRuntimeError, SkillRefused, Unavailable
+from ...protocol.payloads import JsonSchema
 from .lint import check_source
 from .model import TOOL_PREFIX, Skill
 from .skill_names import choose_free_name, name_problem
@@ -170,14 +171,14 @@ def find_texts(value: Any) -> Iterator[str]:
             yield from (*find_texts(key), *find_texts(each))
 
 
-def make_schema(skill: Skill) -> dict[str, Any]:
+def make_schema(skill: Skill) -> JsonSchema:
     """Return the JSON schema of the model's answer."""
     text = {"type": "string"}
     parameters = _object_schema(dict.fromkeys(skill.signature.parameters, text))
     return _object_schema({"name": text, "summary": text, "parameters": parameters})
 
 
-def _object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+def _object_schema(properties: Mapping[str, Any]) -> JsonSchema:
     return {
         "type": "object",
         "properties": properties,

@@ -12,10 +12,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import McpRuntimeError, SkillRefused
-from ...protocol.payloads import SkillDescription
+from ...protocol.payloads import JsonObject, SkillDescription
 from ...protocol.wire import escape_json_surrogates
 from .skill_names import parse_skill_name
 from .source import to_one_line
@@ -129,7 +129,7 @@ def read_guide(folder: Path) -> Guide:
     return Guide(parse_skill_name(name), to_one_line(summary)[:MAX_SUMMARY_CHARS], text, folder)
 
 
-def parse_front_matter(text: str) -> dict[str, Any]:
+def parse_front_matter(text: str) -> JsonObject:
     """Return the front matter of a SKILL.md, as JSON data; raises `SkillRefused`.
 
     Only plain YAML is accepted: aliases can make a short text endlessly large, and tags make
@@ -150,7 +150,7 @@ def parse_front_matter(text: str) -> dict[str, Any]:
         raise SkillRefused(f"The front matter of {SKILL_FILE} is not YAML: {message}.") from None
     if not isinstance(found, dict):
         return {}
-    cleaned: dict[str, Any] = escape_json_surrogates(found)
+    cleaned: JsonObject = escape_json_surrogates(found)
     return cleaned
 
 

@@ -28,7 +28,7 @@ from ...errors import (
 )
 from ...journal.call_scope import find_call_scope
 from ...journal.store import Journal
-from ...protocol.payloads import SkillListing, SkillSource
+from ...protocol.payloads import JsonObject, SkillListing, SkillSource
 from .guides import Guide, GuideFolders, read_guide_files
 from .model import Skill, SkillEvent, active_skills, pick_version
 from .search_index import SkillIndex
@@ -199,7 +199,7 @@ class SkillLibrary:
 
     # calls from sandboxes -------------------------------------------------------------------------
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
+    async def handle_call(self, target: str, args: JsonObject) -> Any:
         """Answer `skills.source`, `.names`, `.files`, `.search` or `.used`."""
         match target:
             case "skills.source":

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import SkillRefused
 from ...journal.events import canonical_json
+from ...protocol.payloads import JsonObject
 from .model import CONTEXT_NAME, RecordedCase, Skill, is_input_value
 from .skill_names import parse_skill_name, to_slug
 from .source import (
@@ -193,7 +194,7 @@ def read_plain_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     return data
 
 
-def decode_manifest(data: bytes) -> dict[str, Any]:
+def decode_manifest(data: bytes) -> JsonObject:
     """Return the fields of a version in its manifest, unchecked; raises `SkillRefused`."""
     try:
         found = tomllib.loads(data.decode())

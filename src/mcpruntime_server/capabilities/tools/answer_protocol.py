@@ -12,6 +12,8 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from ...protocol.payloads import JsonObject
+
 PREFIX = struct.Struct(">II")
 MAX_HEAD_BYTES = 4 * 1024 * 1024  # with the schema of a tool
 
@@ -57,12 +59,12 @@ class AnswerReply(TypedDict, total=False):
     setting: str
     invalid: str
     is_other: bool
-    error: dict[str, Any]
+    error: JsonObject
     asks_input: bool
     is_error: bool
     message: str
     data: Any
-    shape: dict[str, Any]
+    shape: JsonObject
     next_cursor: str | None
 
 

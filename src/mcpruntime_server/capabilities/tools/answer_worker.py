@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from ...journal.events import encode_json
 from ...protocol.json_limits import is_nested_deeper
+from ...protocol.payloads import JsonObject
 from ...protocol.wire import MAX_DATA_DEPTH
 from ..json_schemas import compile_schema, find_violation
 from ..redaction import Credentials
@@ -72,7 +73,7 @@ class AnswerWorker:
             return read_page(request, message["result"])  # type: ignore[arg-type]
         return self._read_result(request, message["result"])  # type: ignore[arg-type]
 
-    def _read_result(self, request: ResultRequest, found: dict[str, Any]) -> EncodedReply:
+    def _read_result(self, request: ResultRequest, found: JsonObject) -> EncodedReply:
         if found.get("resultType") == "input_required":
             return {"asks_input": True}, b""
         check_content(found)
@@ -117,7 +118,7 @@ class AnswerWorker:
         return self._credentials.redact_text(text)[:MAX_ERROR_CHARS]
 
 
-def read_page(request: PageRequest, result: dict[str, Any]) -> EncodedReply:
+def read_page(request: PageRequest, result: JsonObject) -> EncodedReply:
     """Return the items on a page, one in each line, as many as are of use."""
     cursor = result.get("nextCursor")
     items = result.get(request["key"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, TypeAlias
 
+from ...protocol.payloads import JsonSchema
 from .schema_annotations import (
     MAX_BRANCHES,
     MAX_FIELDS,
@@ -105,7 +106,7 @@ class ChoiceFinder:
         return [choices if kind == applies_to else kind for kind in kinds]
 
     def _find_in_object(
-        self, document: SchemaDocument, schema: Any, flat: dict[str, Any], depth: int
+        self, document: SchemaDocument, schema: Any, flat: JsonSchema, depth: int
     ) -> Choices:
         properties = as_dict(flat.get("properties"))
         fields = {
@@ -129,12 +130,12 @@ class ChoiceFinder:
         return {"fields": fields} if fields else ()
 
 
-def find_branches(flat: dict[str, Any]) -> list[Any]:
+def find_branches(flat: JsonSchema) -> list[Any]:
     """Return the branches of a schema of which a value has to match at least one."""
     return as_list(flat.get("anyOf")) or as_list(flat.get("oneOf"))
 
 
-def has_known_keys(document: SchemaDocument, schema: Any, flat: dict[str, Any]) -> bool:
+def has_known_keys(document: SchemaDocument, schema: Any, flat: JsonSchema) -> bool:
     """Return whether `properties` has all keys that an object schema names."""
     followed, _ = document.resolve(schema)
     parts = as_list(followed.get("allOf"))

@@ -35,7 +35,7 @@ from ...errors import CallFailed
 from ...journal.call_scope import current_principal, find_call_scope
 from ...journal.events import Effect, canonical_json
 from ...protocol.library_names import TOOLS_NAMES
-from ...protocol.payloads import ToolDescription, ToolListing
+from ...protocol.payloads import JsonObject, ToolDescription, ToolListing
 from ...protocol.suggestions import did_you_mean, find_misspelled
 from ..call_arguments import get_argument
 from .principal_upstreams import PrincipalUpstreams
@@ -344,7 +344,7 @@ class Catalog:
             with suppress(CallFailed):
                 await self._load_live_view(server)
 
-    async def call_tool(self, target: str, args: dict[str, Any]) -> Any:
+    async def call_tool(self, target: str, args: JsonObject) -> Any:
         """Call the tool that `target` (`tools.<server>.<tool>`) names; raises `CallFailed`."""
         _, name, tool_name = (*target.split(".", 2), "", "")[:3]
         server = await self._find_server(name)
@@ -358,7 +358,7 @@ class Catalog:
             self._observations_changed.set()
         return value
 
-    async def handle_call(self, target: str, args: dict[str, Any]) -> Any:
+    async def handle_call(self, target: str, args: JsonObject) -> Any:
         """Answer a call from the sandbox; raises `CallFailed`.
 
         The targets are `catalog.search {query, limit}`, `catalog.list {server}`,

@@ -28,6 +28,7 @@ from mcp import types
 
 from ...config import UpstreamSettings
 from ...journal.events import canonical_json
+from ...protocol.payloads import JsonObject
 from ..atomic_files import write_atomically
 from .credentials import collect_credentials
 
@@ -61,7 +62,7 @@ def catalogue_key(
     `principal`, the connection is that principal's own, and so are its tools.
     """
     credentials = collect_credentials(settings)
-    identity: dict[str, Any] = {
+    identity: JsonObject = {
         "name": name,
         "command": settings.command,
         "args": [credentials.redact_text(each) for each in settings.args],
@@ -134,9 +135,9 @@ def _format_entry(key: str, catalogue: Catalogue) -> bytes:
     return json.dumps(entry).encode()
 
 
-def dump_tool(tool: types.Tool) -> dict[str, Any]:
+def dump_tool(tool: types.Tool) -> JsonObject:
     """Return `tool` as the JSON data that its server sent."""
-    data: dict[str, Any] = tool.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    data: JsonObject = tool.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return data
 
 

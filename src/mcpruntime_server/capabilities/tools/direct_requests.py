@@ -23,6 +23,7 @@ import anyio
 from mcp import Client, MCPError, types
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from ...protocol.payloads import JsonObject
 from ..trace_context import add_trace_context
 from .large_answers import (
     LargeAnswers,
@@ -254,7 +255,7 @@ class DirectCalls:
             raise MCPError(types.INVALID_REQUEST, message)
         return types.CallToolResult.model_validate(found, by_name=False)
 
-    def _describe_request(self) -> dict[str, Any]:
+    def _describe_request(self) -> JsonObject:
         """Return the member `_meta` of a request, or nothing."""
         meta = dict(self._meta)
         add_trace_context(meta)
@@ -273,7 +274,7 @@ class DirectCalls:
         return found if isinstance(found, ListPage) else parse_page(found, key, bounds)
 
 
-def build_request_meta(client: Client) -> dict[str, Any]:
+def build_request_meta(client: Client) -> JsonObject:
     """Return what `_meta` of each request has: nothing in older protocol revisions."""
     if client.protocol_version not in MODERN_PROTOCOL_VERSIONS:
         return {}

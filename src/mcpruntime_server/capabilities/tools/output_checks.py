@@ -12,6 +12,7 @@ from typing import Any
 
 import mcp_types as types
 
+from ...protocol.payloads import JsonSchema
 from ..schema_checks import PreparedSchema, SchemaChecker, SchemaCheckFailed
 from ..schema_cost import estimate_cost, find_excess, measure_size
 
@@ -42,7 +43,7 @@ class ToolBounds:
         return BoundedTools(tuple(map(self._bound_tool, tools)), self._outputs)
 
     def _bound_tool(self, tool: types.Tool) -> types.Tool:
-        changes: dict[str, Any] = {}
+        changes: JsonSchema = {}
         notes = []
         if problem := self._find_problem(tool.input_schema):
             changes["input_schema"] = OPEN_SCHEMA

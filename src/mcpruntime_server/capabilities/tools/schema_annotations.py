@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ...protocol.payloads import JsonSchema
 from ..json_pointers import resolve_pointer
 from ..source_text import SourceText
 from .python_names import is_public_name, to_class_name, to_identifier
@@ -114,19 +115,19 @@ class SchemaDocument:
         self.root = root if isinstance(root, dict) else {}
         self._remaining_keys = MAX_MERGED_KEYS
 
-    def flatten(self, schema: Any) -> dict[str, Any]:
+    def flatten(self, schema: Any) -> JsonSchema:
         """Return `schema` with references resolved and `allOf` merged; {} if it is not a schema."""
         followed, _ = self.resolve(schema)
         parts = followed.get("allOf")
         if not isinstance(parts, list):
             return followed
-        merged: dict[str, Any] = {}
+        merged: JsonSchema = {}
         for part, _ in map(self.resolve, [followed, *parts[:MAX_BRANCHES]]):
             merged = self._merge(merged, part)
         merged.pop("allOf", None)
         return merged
 
-    def resolve(self, schema: Any) -> tuple[dict[str, Any], str]:
+    def resolve(self, schema: Any) -> tuple[JsonSchema, str]:
         """Return the schema that `schema` is or refers to, and its name among the definitions."""
         name = ""
         for _ in range(MAX_REFERENCES):
@@ -142,7 +143,7 @@ class SchemaDocument:
                 schema = self._merge(schema, siblings)
         return {}, ""
 
-    def _merge(self, schema: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    def _merge(self, schema: JsonSchema, other: JsonSchema) -> JsonSchema:
         """Return two schemas as one; only the first if this document has merged too much."""
         for each in (schema, other):
             lists = (each.get("properties"), each.get("required"))
@@ -179,7 +180,7 @@ class SchemaDocument:
         return ObjectSchema(shown, frozenset(required), is_open)
 
 
-def merge_schemas(schema: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def merge_schemas(schema: JsonSchema, other: JsonSchema) -> JsonSchema:
     """Return the keywords of both, `other` first, with the properties of both."""
     merged = {**schema, **other}
     properties = {**as_dict(schema.get("properties")), **as_dict(other.get("properties"))}
@@ -190,7 +191,7 @@ def merge_schemas(schema: dict[str, Any], other: dict[str, Any]) -> dict[str, An
     return merged
 
 
-def forbids_extra(schema: dict[str, Any]) -> bool:
+def forbids_extra(schema: JsonSchema) -> bool:
     """Return whether an object schema allows no other keys than those that it names."""
     return any(
         schema.get(key) is False or schema.get(key) == {"not": {}}
@@ -208,7 +209,7 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def json_types(schema: dict[str, Any]) -> list[str]:
+def json_types(schema: JsonSchema) -> list[str]:
     """Return the JSON types that `schema` names or implies, `null` last."""
     named = schema.get("type")
     candidates = [named] if isinstance(named, str) else as_list(named)
@@ -222,7 +223,7 @@ def json_types(schema: dict[str, Any]) -> list[str]:
     return sorted(dict.fromkeys(found), key=lambda kind: kind == "null")
 
 
-def literal_values(schema: dict[str, Any]) -> list[Any] | None:
+def literal_values(schema: JsonSchema) -> list[Any] | None:
     """Return the values that `schema` allows if they fit into a Literal, else None."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if not isinstance(values, list) or not 0 < len(values) <= MAX_CHOICES:
@@ -286,7 +287,7 @@ class AnnotationBuilder:
         kind: str,
         document: SchemaDocument,
         followed: Any,
-        flat: dict[str, Any],
+        flat: JsonSchema,
         hint: str,
         depth: int,
     ) -> str:
@@ -306,7 +307,7 @@ class AnnotationBuilder:
         return f"dict[str, {value}]"
 
     def _add_typed_dict(
-        self, document: SchemaDocument, schema: dict[str, Any], hint: str, depth: int
+        self, document: SchemaDocument, schema: JsonSchema, hint: str, depth: int
     ) -> str:
         """Return the name of the TypedDict for an object; its fields may refer back to it."""
         known = self._named_schemas.get(id(schema))
@@ -374,7 +375,7 @@ class _ShapeWriter:
                 )
         return join_union([self._describe_type(kind, flat, path) for kind in json_types(flat)])
 
-    def _describe_type(self, kind: str, flat: dict[str, Any], path: tuple[int, ...]) -> str:
+    def _describe_type(self, kind: str, flat: JsonSchema, path: tuple[int, ...]) -> str:
         if kind == "array":
             return f"[{self.describe(flat.get('items'), path)}]"
         if kind != "object":
@@ -385,7 +386,7 @@ class _ShapeWriter:
         value = self.describe(extra, path) if isinstance(extra, dict) else "Any"
         return f"{{str: {value}}}"
 
-    def _describe_object(self, flat: dict[str, Any], path: tuple[int, ...]) -> str:
+    def _describe_object(self, flat: JsonSchema, path: tuple[int, ...]) -> str:
         parts = self._document.object_schema(flat)
         fields = []
         for key, value in parts.properties.items():
@@ -395,7 +396,7 @@ class _ShapeWriter:
         return f"{{{', '.join(fields)}}}"
 
 
-def describe_constraints(schema: dict[str, Any]) -> Iterator[str]:
+def describe_constraints(schema: JsonSchema) -> Iterator[str]:
     """Yield the other constraints of `schema` in words."""
     for key, words in NUMBER_CONSTRAINTS.items():
         if type(schema.get(key)) in (int, float):

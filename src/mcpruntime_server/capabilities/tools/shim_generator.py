@@ -24,6 +24,7 @@ from typing import Any
 
 from mcp import types
 
+from ...protocol.payloads import JsonSchema
 from ..source_text import SourceText
 from .argument_choices import ChoiceFinder, Choices
 from .python_names import (
@@ -303,7 +304,7 @@ def signature_default(default: Any) -> Any:
     return default if len(repr(default)) <= MAX_DEFAULT_CHARS else SourceText("...")
 
 
-def parameter_note(document: SchemaDocument, schema: dict[str, Any]) -> str:
+def parameter_note(document: SchemaDocument, schema: JsonSchema) -> str:
     """Return description, constraints and shape of a parameter, as far as it has them."""
     parts = []
     description = schema.get("description")

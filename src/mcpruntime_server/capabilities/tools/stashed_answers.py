@@ -16,6 +16,7 @@ import anyio
 from mcp import MCPError
 from pydantic_core import from_json
 
+from ...protocol.payloads import JsonObject
 from .direct_requests import LIST_METHODS
 from .large_answers import LargeAnswers, LargeResult, ListPage, PageBounds, ToolContract
 from .message_limits import parse_for_sdk
@@ -64,7 +65,7 @@ class StashedAnswers:
             return encode_answer(request_id, error=error)
         return encode_answer(request_id, result=result)
 
-    def _keep(self, found: LargeResult | ListPage) -> dict[str, Any]:
+    def _keep(self, found: LargeResult | ListPage) -> JsonObject:
         name, now = secrets.token_hex(16), time.monotonic()
         while self._stash and next(iter(self._stash.values()))[0] < now - MAX_STASHED_S:
             del self._stash[next(iter(self._stash))]  # nobody waits for it

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 from mcp import Client, MCPError, types
 
+from ...protocol.payloads import JsonObject
 from .direct_requests import DirectCalls
 from .large_answers import LargeResult, ListPage, PageBounds, ToolContract
 from .paged_lists import RESOURCES, TOOLS
@@ -25,7 +25,7 @@ class UpstreamConnection:
     timeout_s: float  # of a request
 
     async def call_tool(
-        self, tool: str, arguments: dict[str, Any], contract: ToolContract
+        self, tool: str, arguments: JsonObject, contract: ToolContract
     ) -> types.CallToolResult | LargeResult:
         """Return the result of a call; raises what the client raises."""
         if self.direct_calls is None:

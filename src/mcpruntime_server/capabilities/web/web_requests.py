@@ -28,6 +28,8 @@ from ...errors import CallFailed, NotFound
 from ...journal.call_scope import current_call_scope
 from ...journal.events import Effect
 from ...journal.store import Journal
+from ...protocol.http_bodies import encode_body
+from ...protocol.payloads import JsonObject
 from .addresses import AddressPolicy, CheckedBackend, make_tls_context
 from .open_responses import OpenResponse, OpenResponses
 from .web_credentials import HostCredentials
@@ -111,7 +113,7 @@ class WebRequests:
         message = f"{method} {base}{address.path:.300} is refused: {reason}."
         return CallFailed("denied", message, remedy=f"The user can allow it: {line}.")
 
-    async def handle_request(self, target: str, args: dict[str, Any]) -> dict[str, Any]:
+    async def handle_request(self, target: str, args: JsonObject) -> JsonObject:
         """Send a request and return its answer, or the first part of it; raises `CallFailed`."""
         method, address = check_address(target, args)
         headers = check_headers(args.get("headers", []))
@@ -145,7 +147,7 @@ class WebRequests:
                     await rest.close()
                     raise
             piece, is_last = await rest.read_first()
-        answer: dict[str, Any] = {
+        answer: JsonObject = {
             "status": response.status,
             "reason": reason,
             "headers": shown_headers,
@@ -160,7 +162,7 @@ class WebRequests:
         scope.describe_call(summarize_request(address, args.get("body")), f"{summary}, {size}")
         return answer
 
-    async def handle_download(self, target: str, args: dict[str, Any]) -> dict[str, Any]:
+    async def handle_download(self, target: str, args: JsonObject) -> JsonObject:
         """Return a further piece of an answer; raises `CallFailed`."""
         response_id, piece = args.get("response"), args.get("piece")
         if target != DOWNLOAD_TARGET or type(piece) is not int or type(response_id) is not str:
@@ -309,23 +311,15 @@ def read_length(response: httpcore2.Response) -> int | None:
     return None
 
 
-def summarize_request(address: WebAddress, body: Any) -> dict[str, Any]:
+def summarize_request(address: WebAddress, body: Any) -> JsonObject:
     """Return what the ledger shows of a request."""
-    summary: dict[str, Any] = {"url": address.url}
+    summary: JsonObject = {"url": address.url}
     if isinstance(body, dict):
         text = body.get("text")
         summary["body"] = f"{body.get('size', 'binary')} bytes"
         if isinstance(text, str):
             summary["body"] = text[:MAX_SHOWN_BODY_CHARS]
     return summary
-
-
-def encode_body(data: bytes) -> dict[str, str]:
-    """Return bytes as JSON: text if they are UTF-8, else base64."""
-    try:
-        return {"text": data.decode()}
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode()}
 
 
 @asynccontextmanager

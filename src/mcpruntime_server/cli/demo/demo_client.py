@@ -23,6 +23,7 @@ from mcp.types import (
 )
 
 from ... import APP_NAME
+from ...protocol.payloads import JsonObject
 from ...server.result_format import USAGE_META_KEY
 from .demo_console import DemoConsole
 
@@ -62,7 +63,7 @@ class DemoStep:
     """What a model wrote, and the answer: as data, and as the text that a model reads."""
 
     program: str
-    result: dict[str, Any]
+    result: JsonObject
     text: str
     total_ms: float
 

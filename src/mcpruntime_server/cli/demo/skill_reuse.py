@@ -11,6 +11,7 @@ from typing import Any
 
 from mcp import Client
 
+from ...protocol.payloads import JsonObject
 from . import programs
 from .demo_client import DemoFolder, connect_client, join_text, run_program
 from .demo_console import DemoConsole
@@ -51,9 +52,7 @@ async def solve_and_save(
     return saved.get("state") == "active"
 
 
-async def call_tool(
-    screen: DemoConsole, client: Client, tool: str, **arguments: Any
-) -> dict[str, Any]:
+async def call_tool(screen: DemoConsole, client: Client, tool: str, **arguments: Any) -> JsonObject:
     """Call a tool and show the call and its answer; return the answer as data."""
     listed = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
     screen.write_line(f"{tool}({listed})")

@@ -23,6 +23,7 @@ from ... import APP_NAME
 from ...capabilities.agent.program_result import ProgramResult
 from ...config import Config
 from ...errors import CallFailed, Unavailable
+from ...protocol.payloads import JsonObject
 from ...server.result_format import USAGE_META_KEY
 
 McpTarget = Any  # anything that the SDK's client can connect to: a URL, a server, a transport, ...
@@ -44,7 +45,7 @@ class SessionClient:
 
     async def run_program(self, code: str, inputs: Sequence[Any] = ()) -> ProgramResult:
         """Run a program to its end, through all its waits; raises `McpRuntimeError`."""
-        arguments: dict[str, Any] = {"code": code, "session": self.session_id}
+        arguments: JsonObject = {"code": code, "session": self.session_id}
         if inputs:
             arguments["context"] = list(inputs)
         result = await self._run_code(**arguments)
@@ -94,7 +95,7 @@ class SessionClient:
         reasons = " ".join(answer.get("reasons", ()))
         return f"{saved}: {reasons}" if reasons else saved
 
-    async def call_tool(self, tool: str, **arguments: Any) -> dict[str, Any]:
+    async def call_tool(self, tool: str, **arguments: Any) -> JsonObject:
         """Return the structured answer of a tool.
 
         Raises `CallFailed` if the tool refuses, `Unavailable` without a server.

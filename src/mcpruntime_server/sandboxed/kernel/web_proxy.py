@@ -14,7 +14,6 @@ for is abandoned, like any other call.
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import select
@@ -23,10 +22,13 @@ import ssl
 import threading
 
 from ...protocol import wire
+from ...protocol.http_bodies import decode_body, encode_body
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
+
+    from ...protocol.payloads import JsonObject
 
 MAX_CONNECTIONS = 64  # at once; others wait in the backlog
 MAX_HEAD_BYTES = 64 * 1024
@@ -151,7 +153,7 @@ class ProxyChannel:
         waiter: Waiter,
         client: Optional[socket.socket],
         target: str,
-        args: Dict[str, Any],
+        args: JsonObject,
         data: bytes = b"",
     ) -> Any:
         """Return the value of a call; raises `CallRefused`, or `ClientGone`."""
@@ -359,7 +361,7 @@ class ClientConnection:
             self._start_tls(tunnel)
             head = self._read_head()
         url = build_url(head, tunnel)
-        args: Dict[str, Any] = {"url": url, "headers": head.forwarded_headers()}
+        args: JsonObject = {"url": url, "headers": head.forwarded_headers()}
         body = self._read_whole_body(head)
         if body:
             args["body"] = body
@@ -367,7 +369,7 @@ class ClientConnection:
         answer = self._call(f"web.{head.method} {host}", args)
         self._send_answer(head.method, answer)
 
-    def _call(self, target: str, args: Dict[str, Any], data: bytes = b"") -> Any:
+    def _call(self, target: str, args: JsonObject, data: bytes = b"") -> Any:
         return self._channel.call_host(self._waiter, self._sock, target, args, data)
 
     # reading --------------------------------------------------------------------------------------
@@ -400,7 +402,7 @@ class ClientConnection:
             raise RequestRefused(501, ONLY_WEB_TEXT)
         self._sock = context.wrap_socket(self._sock, server_side=True)
 
-    def _read_whole_body(self, head: RequestHead) -> Dict[str, Any]:
+    def _read_whole_body(self, head: RequestHead) -> JsonObject:
         """Return the body as an argument: text, base64, or the digests of its pieces."""
         body, pieces, size = bytearray(), [], 0
         for data in self._iter_body(head):
@@ -514,21 +516,6 @@ class ClientConnection:
             if not data:
                 return
             left -= len(data)
-
-
-def encode_body(data: bytes) -> Dict[str, Any]:
-    """Return bytes as JSON: text if they are UTF-8, else base64."""
-    try:
-        return {"text": data.decode("utf-8")}
-    except UnicodeDecodeError:
-        return {"base64": base64.b64encode(data).decode("ascii")}
-
-
-def decode_body(body: Mapping[str, Any]) -> bytes:
-    """Return the bytes that JSON stands for."""
-    if "text" in body:
-        return str(body["text"]).encode("utf-8")
-    return base64.b64decode(body.get("base64") or "")
 
 
 def serve_proxy(listener: socket.socket, sock: socket.socket, key: str, folder: str) -> NoReturn:

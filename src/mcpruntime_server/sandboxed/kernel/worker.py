@@ -42,6 +42,7 @@ TYPE_CHECKING = False  # importing `typing` would slow down the start of every s
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Set, Tuple
 
+    from ...protocol.payloads import JsonObject
     from .observation import Probe
 
 REAP_POLL_S = 0.002
@@ -212,7 +213,7 @@ class Worker:
             observed,  # type: ignore[arg-type]
         )
 
-    def prepare_probe(self, inspection: Optional[Dict[str, Any]]) -> Optional[Probe]:
+    def prepare_probe(self, inspection: Optional[JsonObject]) -> Optional[Probe]:
         """Return the probe of a run, if it has one."""
         if inspection is None or inspection["kind"] != "probe":
             return None
@@ -220,7 +221,7 @@ class Worker:
 
         return observation.Probe(inspection, self.channel)  # type: ignore[arg-type]
 
-    def execute_inspection(self, inspection: Dict[str, Any]) -> Dict[str, Any]:
+    def execute_inspection(self, inspection: JsonObject) -> JsonObject:
         """Return the `value` of a run that only looks at the state that it starts from."""
         from json import dumps
 
@@ -242,7 +243,7 @@ class Worker:
 
     def execute_code(
         self, message: wire.Execute, probe: Optional[Probe]
-    ) -> Tuple[str, Optional[Dict[str, Any]], Optional[Dict[str, Any]]]:
+    ) -> Tuple[str, Optional[JsonObject], Optional[JsonObject]]:
         """Return status, value and error of one run. Interrupts are raised only while armed."""
         try:
             try:
@@ -282,14 +283,14 @@ class Worker:
             self.packages.install(*dependencies)
         return self.code_runner.evaluate(tree, name, probe)
 
-    def present(self, value: Any) -> Dict[str, Any]:
+    def present(self, value: Any) -> JsonObject:
         """Return the `value` of `RunDone`: whole, or cut to what a client is shown."""
         setup = self.setup
         return self.display.present(
             value, setup.max_shown_chars, setup.max_shown_items, setup.max_value_chars
         )
 
-    def describe_exception(self, exc: BaseException) -> Dict[str, Any]:
+    def describe_exception(self, exc: BaseException) -> JsonObject:
         """Return the `error` of `RunDone`, even if `exc` cannot be formatted."""
         try:
             error = describe_error(exc, self.sources.prefixes)

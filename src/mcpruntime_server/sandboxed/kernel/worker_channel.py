@@ -29,6 +29,7 @@ TYPE_CHECKING = False  # importing `typing` would slow down the start of every s
 if TYPE_CHECKING:
     from typing import Any, Deque, Dict, List, Optional
 
+    from ...protocol.payloads import JsonObject
     from .determinism import RecordedClocks
 
 REPLY_CONSUMED_TIMEOUT_S = 1.0  # for a thread to take its reply; only a dead one does not
@@ -292,7 +293,7 @@ class WorkerChannel:
 
     # calls ----------------------------------------------------------------------------------------
 
-    def call_host(self, target: str, args: Dict[str, Any], data: bytes = b"") -> Any:
+    def call_host(self, target: str, args: JsonObject, data: bytes = b"") -> Any:
         """Call `target` and return its value; raises `HostError`. Safe in any thread."""
         with HoldInterrupts(self._interrupts):
             pending = PendingCall(target)
@@ -304,7 +305,7 @@ class WorkerChannel:
                 pending.consumed_lock.release()
         return _reply_value(pending.reply)
 
-    async def call_host_async(self, target: str, args: Dict[str, Any]) -> Any:
+    async def call_host_async(self, target: str, args: JsonObject) -> Any:
         """Call `target` without blocking the event loop; raises `HostError`."""
         import asyncio
 
@@ -352,7 +353,7 @@ class WorkerChannel:
             self._wake_next_reader()
 
     def _send_call(
-        self, target: str, args: Dict[str, Any], pending: PendingCall, data: bytes = b""
+        self, target: str, args: JsonObject, pending: PendingCall, data: bytes = b""
     ) -> int:
         if self.is_foreign_process:
             raise RuntimeError(self.foreign_call_message)

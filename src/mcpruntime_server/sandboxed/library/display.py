@@ -31,6 +31,8 @@ TYPE_CHECKING = False  # importing `typing` would slow down every start of a san
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, Iterable, List, Optional
 
+    from ...protocol.payloads import JsonObject
+
 SHRINK_FACTOR = 0.7  # of a picture's sides, when it has too many bytes
 MAX_SHRINKS = 6
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # of PIL images
@@ -97,7 +99,7 @@ class Display:
 
     def present(
         self, value: Any, max_chars: int, max_items: Optional[int], whole_chars: int
-    ) -> Dict[str, Any]:
+    ) -> JsonObject:
         """Return the `value` of `RunDone`; pictures in it are added, and lines stand for them."""
         if is_blank(value):
             return present_value(value, max_chars, max_items, whole_chars)
@@ -130,7 +132,7 @@ class Display:
         return media
 
 
-def _as_text(value: Any, text: str) -> Dict[str, Any]:
+def _as_text(value: Any, text: str) -> JsonObject:
     return {"kind": "repr", "text": text, "type": type_name(value), "cut": False}
 
 

@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # importing `typing` would slow down every start of a san
 if TYPE_CHECKING:
     from typing import Any, Dict, Iterator, Optional, Union
 
-    from ...protocol.payloads import DocumentPart, PassageData, SearchAnswer
+    from ...protocol.payloads import DocumentPart, JsonObject, PassageData, SearchAnswer
 
 MAX_ANSWER_CHARS = 200_000  # of one call
 MAX_SHOWN_CHARS = 600  # of a passage in a listing
@@ -79,7 +79,7 @@ def search(query: str, limit: int = 5, source: Optional[str] = None) -> PassageL
 
     `.problems` says what is missing.
     """
-    arguments: Dict[str, Any] = {"query": query, "limit": limit}
+    arguments: JsonObject = {"query": query, "limit": limit}
     if source is not None:
         arguments["source"] = source
     return PassageList(tools.call_host("knowledge.search", arguments, "knowledge.search"))
@@ -112,7 +112,7 @@ def describe(name: Optional[str] = None, samples: int = 0) -> Any:
 
     `samples` is the number of rows of each table to return, if the server's settings allow it.
     """
-    arguments: Dict[str, Any] = {"samples": samples}
+    arguments: JsonObject = {"samples": samples}
     if name is not None:
         arguments["name"] = name
     return tools.call_host("knowledge.describe", arguments, "knowledge.describe")

@@ -20,7 +20,13 @@ TYPE_CHECKING = False  # importing `typing` would slow down every start of a san
 if TYPE_CHECKING:
     from typing import Any, Iterable, NoReturn
 
-    from ...protocol.payloads import AgentTaskData, BatchAnswer, ModelRequestData
+    from ...protocol.payloads import (
+        AgentTaskData,
+        BatchAnswer,
+        JsonObject,
+        JsonSchema,
+        ModelRequestData,
+    )
 
 
 class LlmError(Exception):
@@ -139,7 +145,7 @@ def llm_usage() -> dict[str, Any]:
 
     The agents that they have started are included.
     """
-    usage: dict[str, Any] = _call_host("llm.usage", {})
+    usage: JsonObject = _call_host("llm.usage", {})
     return usage
 
 
@@ -334,7 +340,7 @@ class AnswerFormat:
 
     def __init__(self, requested_type: Any) -> None:
         self.requested_type = requested_type
-        self.schema: dict[str, Any] | None = None
+        self.schema: JsonSchema | None = None
         self.is_wrapped = False
         if requested_type is None or isinstance(requested_type, dict):
             self.schema = requested_type
@@ -368,11 +374,11 @@ class AnswerFormat:
         return typed_answers.convert_value(self.requested_type, value)
 
 
-def _is_object_schema(schema: dict[str, Any]) -> bool:
+def _is_object_schema(schema: JsonSchema) -> bool:
     return schema.get("type") == "object" or "properties" in schema
 
 
-def _wrap_schema(schema: dict[str, Any]) -> dict[str, Any]:
+def _wrap_schema(schema: JsonSchema) -> JsonSchema:
     """Return the schema of an object that has the value under the key `value`.
 
     Providers that enforce schemas need an object at the top, where references start.

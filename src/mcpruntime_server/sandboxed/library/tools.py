@@ -29,7 +29,7 @@ TYPE_CHECKING = False  # importing `typing` would slow down every start of a san
 if TYPE_CHECKING:
     from typing import Any, Awaitable, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
 
-    from ...protocol.payloads import ToolListing
+    from ...protocol.payloads import JsonObject, ToolListing
 
 VAR_KEYWORDS_FLAG = 0x08  # of a code object: the function takes `**kwargs`
 MAX_LISTED_NAMES = 50  # that an error lists
@@ -123,13 +123,13 @@ class HostFunctions:
     """The two functions through which every call leaves the sandbox; `install_tools` sets them."""
 
     call: Callable[..., Any]  # target, arguments, and bytes for the handler if there are any
-    acall: Callable[[str, dict[str, Any]], Awaitable[Any]]
+    acall: Callable[[str, JsonObject], Awaitable[Any]]
 
 
 host = HostFunctions()
 
 
-def call_host(target: str, arguments: dict[str, Any], tool: str) -> Any:
+def call_host(target: str, arguments: JsonObject, tool: str) -> Any:
     """Call the host; raises `ToolError` with the name `tool`."""
     check_no_planned_result(arguments)
     try:
@@ -138,7 +138,7 @@ def call_host(target: str, arguments: dict[str, Any], tool: str) -> Any:
         return _planned_result(error, tool, arguments)
 
 
-async def call_host_async(target: str, arguments: dict[str, Any], tool: str) -> Any:
+async def call_host_async(target: str, arguments: JsonObject, tool: str) -> Any:
     """Call the host from asyncio; raises `ToolError` with the name `tool`."""
     check_no_planned_result(arguments)
     try:
@@ -184,7 +184,7 @@ class ToolParameters:
         first = function.__annotations__.get(self.names[0], "") if self.names else ""
         self.takes_object_first = not set(WORD.findall(str(first))) <= SCALAR_TYPES
 
-    def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JsonObject:
         """Return the arguments to send, without those left out; raises `ToolArgumentError`."""
         if len(args) > len(self.names):
             self.raise_argument_error(
@@ -589,8 +589,8 @@ def list_servers() -> list[str]:
 
 
 def install_tools(
-    call: Callable[[str, dict[str, Any]], Any],
-    acall: Callable[[str, dict[str, Any]], Awaitable[Any]],
+    call: Callable[[str, JsonObject], Any],
+    acall: Callable[[str, JsonObject], Awaitable[Any]],
 ) -> ModuleType:
     """Make `import tools` work, with every call going through `call` or `acall`.
 

@@ -12,7 +12,10 @@ import inspect
 import sys
 import types
 import typing
-from typing import Any, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+
+if TYPE_CHECKING:
+    from ...protocol.payloads import JsonSchema
 
 JSON_TYPE_NAMES: Dict[Any, str] = {
     str: "string",
@@ -23,8 +26,6 @@ JSON_TYPE_NAMES: Dict[Any, str] = {
 }
 SEQUENCE_TYPES = (list, tuple, set, frozenset)
 UNION_ORIGINS = (typing.Union, getattr(types, "UnionType", typing.Union))
-
-JsonSchema = Dict[str, Any]
 
 
 def build_schema(requested_type: Any) -> JsonSchema:
