@@ -48,6 +48,7 @@ LIMITED_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "stream": st.sampled_from(wire.OUTPUT_STREAMS),
     "dropped_bytes": st.integers(0, wire.MAX_DROPPED_BYTES),
     "call_id": st.integers(0, wire.MAX_CALL_ID - 1),
+    "order": st.integers(0, wire.MAX_CALL_ORDER - 1),
     "line": st.none() | st.integers(0, wire.MAX_LINE - 1),
 }
 

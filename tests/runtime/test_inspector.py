@@ -286,6 +286,16 @@ async def test_a_variable_that_cannot_be_shown_hides_no_other(
     assert shown["c"].startswith("error")
 
 
+async def test_a_probe_connects_to_nothing(runtime: Runtime, inspector: Inspector) -> None:
+    code = "import os, socket\nos.environ['https_proxy'] = 'p'\nx = 1"
+    expression = "socket.create_connection(('127.0.0.1', 9))"
+    result = await probe(runtime, inspector, code, 3, expression)
+    assert "it cannot connect to anything" in texts(result)[0]
+    result = await probe(runtime, inspector, code, 3, "os.environ.get('https_proxy')")
+    assert texts(result) == ["null"]
+    assert result.is_faithful
+
+
 async def test_a_probe_sees_what_led_to_a_death(runtime: Runtime, inspector: Inspector) -> None:
     code = "import os\nfor n in range(5):\n    if n == 3: os._exit(3)\n    x = n"
     result = await probe(runtime, inspector, code, 3, "n")

@@ -117,6 +117,51 @@ def program(web: WebServer, code: str) -> str:
     return f"U = {web.url!r}\n{code}"
 
 
+IDENTICAL_PROGRAMS = {
+    "threads": """
+import requests
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool:
+    found = list(pool.map(lambda _: requests.get(U + '/count').text, range(24)))
+found""",
+    "httpx, async": """
+import asyncio, httpx
+async with httpx.AsyncClient() as client:
+    answers = await asyncio.gather(*(client.get(U + '/count') for _ in range(24)))
+[each.text for each in answers]""",
+    "aiohttp": """
+import asyncio, aiohttp
+async def load(session):
+    async with session.get(U + '/count') as response:
+        return await response.text()
+async with aiohttp.ClientSession() as session:
+    found = await asyncio.gather(*(load(session) for _ in range(24)))
+found""",
+    "large bodies": """
+import requests
+from concurrent.futures import ThreadPoolExecutor
+def send(n):
+    return requests.post(U + '/echo', data=bytes([65 + n]) * 600_000).json()['body'][::100_000]
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(send, range(8)))
+found""",
+}
+
+
+@pytest.mark.parametrize("name", IDENTICAL_PROGRAMS)
+async def test_identical_requests_at_once_get_their_own_answers_in_a_replay(
+    connection: ServerConnection, web: WebServer, name: str
+) -> None:
+    session = f"identical-{list(IDENTICAL_PROGRAMS).index(name)}"
+    run = await connection.run(program(web, IDENTICAL_PROGRAMS[name]), session)
+    assert run.status == "ok", run.text
+    sent = len(web.requests)
+    for _ in range(3):
+        again = await connection.replay("rerun", session, run=run.run)
+        assert (again.status, again.value) == ("ok", run.value), again.text
+    assert len(web.requests) == sent
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_a_program_runs_and_is_replayed_without_a_request(
     connection: ServerConnection, web: WebServer, name: str

@@ -177,6 +177,7 @@ class CallStarted(Event):
     nth: int  # 0 for the run's first call with this target and these arguments
     line_number: int | None = None  # in the user's code
     in_ledger: bool = True
+    order: int = 0  # as in the sandbox's message; tells identical calls at the same time apart
 
 
 class ClientModelRequest(TypedDict):

@@ -56,6 +56,7 @@ class RecordedCall:
     line_number: int | None = None  # in the user's code
     in_ledger: bool = True
     summary: CallSummary | None = None
+    order: int = 0  # equal in a replay, where calls with the same arguments may change places
 
 
 QuestionSubject = tuple[int, str]  # the call, and the model request if a call makes several
@@ -223,4 +224,5 @@ def _recorded_call(started: CallStarted, sequence: int) -> RecordedCall:
         started_sequence=sequence,
         line_number=started.line_number,
         in_ledger=started.in_ledger,
+        order=started.order,
     )

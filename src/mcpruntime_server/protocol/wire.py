@@ -56,6 +56,7 @@ MAX_VALUES = 250_000  # JSON values in such a message, those in arrays and objec
 MAX_CALL_VALUES = 100_000
 MAX_PATH_BYTES = 4096  # of the path of a file, as Linux has it
 MAX_CALL_ID = 1 << 63
+MAX_CALL_ORDER = 1 << 24
 FIRST_PROXY_CALL_ID = 1 << 62  # of the web proxy; above those of every worker
 MAX_LINE = 1 << 31
 MAX_DROPPED_BYTES = 1 << 53
@@ -287,6 +288,7 @@ class Call(Message):
     line: Optional[int] = None  # of the user's code that made the call, if known
     clock_readings: Optional[Dict[str, Any]] = None  # since the last call, by clock
     data: bytes = b""  # for the handler: neither journaled nor compared by a replay
+    order: int = 0  # tells identical calls at the same time apart; 0 if nothing does
 
     def check(self) -> None:
         """Raise `ValueError` if our worker could not make such a call."""
@@ -294,6 +296,8 @@ class Call(Message):
             raise ValueError(f"its target has more than {MAX_TARGET_CHARS:,} characters")
         if not 0 <= self.call_id < MAX_CALL_ID or not 0 <= (self.line or 0) < MAX_LINE:
             raise ValueError("its id or its line is impossible")
+        if not 0 <= self.order < MAX_CALL_ORDER:
+            raise ValueError("its order is impossible")
 
 
 class CertificateRequest(Message):

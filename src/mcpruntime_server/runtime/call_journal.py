@@ -74,7 +74,7 @@ class CallJournal:
         if (entry := self.ledger.find(call.call_id)) is not None:
             entry.effect = effect
         self._append_event(
-            CallStarted(number, call.target, args, effect, nth, call.line, is_listed)
+            CallStarted(number, call.target, args, effect, nth, call.line, is_listed, call.order)
         )
         return number
 

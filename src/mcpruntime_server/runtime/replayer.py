@@ -1,9 +1,9 @@
 """Answers the calls of a run from a recording, in the recorded order.
 
-A call is found by its target, its canonical arguments and how often the run has made it before, so
-that concurrent calls find their answers, too. Answers are replayed in the order of the recording,
-starts and ends of calls interleaved as they were, so that code that acts on whatever ends first
-sees it end first. What does not happen again is skipped after a second.
+A call is found by its target, its canonical arguments, its order, and how often the run has made it
+before, so that concurrent calls find their answers, too. Answers are replayed in the order of the
+recording, starts and ends of calls interleaved as they were, so that code that acts on whatever
+ends first sees it end first. What does not happen again is skipped after a second.
 
 Rule 1: nothing outside is touched, except for what is named as live and what a resumed run does
 after the end of its recording.
@@ -16,8 +16,8 @@ it is kept for the comparison of the runs.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -63,13 +63,8 @@ class Replayer:
         self._is_resumed = spec is not None and spec.is_resumed
         self._is_commit = spec is not None and spec.is_dry_run and not spec.is_resumed
         self._allow_lookups = spec is not None and spec.allow_lookups
-        self._recorded_calls = {
-            (call.target, call.args, call.nth): call
-            for call in recording.calls
-            if self._is_replayed(call)
-        }
-        self._order = ReplayOrder(list(self._recorded_calls.values()))
-        self._occurrences: Counter[tuple[str, str]] = Counter()  # by target and arguments
+        self._unclaimed_calls = UnclaimedCalls(recording.calls)
+        self._order = ReplayOrder([call for call in recording.calls if self._is_replayed(call)])
         self._repeated_calls: dict[int, RecordedCall] = {}  # by the sandbox's id of the call
         self._call_count = 0
         self._is_halted = False
@@ -94,10 +89,8 @@ class Replayer:
             message = f"{call.target}: the arguments are not JSON data: {exc}"
             error = {"kind": "invalid_arguments", "message": message, "data": None}
             return Reply(call.call_id, None, error)
-        nth = self._occurrences[call.target, args]
-        self._occurrences[call.target, args] += 1
-        recorded = self._recorded_calls.get((call.target, args, nth))
-        if recorded is None:
+        recorded = self._unclaimed_calls.claim_call(call.target, args, call.order)
+        if recorded is None or not self._is_replayed(recorded):
             return await self._answer_unrecorded(call, args, call_journal)
         self._order.mark_started(recorded)
         self._repeated_calls[call.call_id] = recorded
@@ -227,6 +220,35 @@ class OfflineCalls:
             return Reply(call.call_id)
         message = f"{call.target} was not called: a question about a state cannot call anything."
         return Reply(call.call_id, None, {"kind": "denied", "message": message, "data": None})
+
+
+class UnclaimedCalls:
+    """The recorded calls that the code has not made again.
+
+    Threads and connections make identical calls in another order each time. Those that have an
+    order find their own answers; the others, and those whose order is new, take the next one.
+    """
+
+    def __init__(self, calls: Sequence[RecordedCall]) -> None:
+        self._claimed: set[int] = set()
+        self._by_order: defaultdict[tuple[str, str, int], deque[RecordedCall]] = defaultdict(deque)
+        self._identical: defaultdict[tuple[str, str], deque[RecordedCall]] = defaultdict(deque)
+        for call in sorted(calls, key=lambda each: each.nth):
+            self._by_order[call.target, call.args, call.order].append(call)
+            self._identical[call.target, call.args].append(call)
+
+    def claim_call(self, target: str, args: str, order: int) -> RecordedCall | None:
+        """Return the recorded call that a call repeats, and do not return it again."""
+        queues = [self._identical.get((target, args))]
+        if order:
+            queues.insert(0, self._by_order.get((target, args, order)))
+        for queue in queues:
+            while queue:
+                call = queue.popleft()
+                if call.call_id not in self._claimed:
+                    self._claimed.add(call.call_id)
+                    return call
+        return None
 
 
 class ReplayOrder:

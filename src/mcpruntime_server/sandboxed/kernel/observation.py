@@ -14,7 +14,7 @@ import ast
 import sys
 from _thread import allocate_lock
 from json import dumps, loads
-from os import getpid
+from os import environ, getpid
 from time import perf_counter
 from types import CodeType
 
@@ -45,6 +45,8 @@ MAX_LISTED_CHARS = 200_000  # of all variables together
 MAX_LOST_VARIABLES = 5  # whose values end or block an observer; then no more are looked at
 MAX_DIGESTED_BYTES = 64 * 1024 * 1024  # of one variable
 NO_CALLS_MESSAGE = "A probe only looks: it cannot call tools, models or agents."
+NO_WEB_MESSAGE = "A probe only looks: it cannot connect to anything."
+PROXY_SUFFIX = "_proxy"  # of the variables that name the web proxy
 
 
 # probes -------------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ class Probe:
         assert expression is not None, "only then it is inserted"
 
         def observe(write: Callable[[bytes], None]) -> None:
-            limit_memory()
+            restrict_observer()
             self._channel.foreign_call_message = NO_CALLS_MESSAGE
             names = {**frame.f_globals, **frame.f_locals}  # so that inner scopes see all of them
             value = present_safely(lambda: eval(expression, names), self._inspection)
@@ -271,6 +273,24 @@ def read_value(observe: Observer) -> ShownValue:
     return error_value("the interpreter ended while it was evaluated", "InterpreterDied")
 
 
+def restrict_observer() -> None:
+    """Limit the memory of this process, and let it connect to nothing.
+
+    A web request would reach the proxy of the sandbox, which cannot know that an observer sends it,
+    and would take the recorded answer to a request of the run.
+    """
+    limit_memory()
+    sys.addaudithook(refuse_connection)
+    for name in [each for each in environ if each.lower().endswith(PROXY_SUFFIX)]:
+        del environ[name]  # for programs that it starts
+
+
+def refuse_connection(event: str, _: Tuple[Any, ...]) -> None:
+    """Raise `PermissionError` when Python code connects a socket."""
+    if event == "socket.connect":
+        raise PermissionError(NO_WEB_MESSAGE)
+
+
 def limit_memory() -> None:
     """Let this process take only so much more memory, so that the others of the sandbox survive."""
     import resource
@@ -321,7 +341,7 @@ def _observe_variables(
     namespace: Dict[str, Any], names: List[str], inspection: Inspection
 ) -> Iterator[bytes]:
     def observe(write: Callable[[bytes], None]) -> None:
-        limit_memory()
+        restrict_observer()
         for name in names:
             write(dumps(_describe_variable(name, namespace[name], inspection)).encode())
 

@@ -23,6 +23,7 @@ import threading
 
 from ...protocol import wire
 from ...protocol.http_bodies import decode_body, encode_body
+from . import connection_order
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -155,13 +156,15 @@ class ProxyChannel:
         target: str,
         args: JsonObject,
         data: bytes = b"",
+        order: int = 0,
     ) -> Any:
         """Return the value of a call; raises `CallRefused`, or `ClientGone`."""
         with self._lock:
             self._last_call_id += 1
             call_id = self._last_call_id
             self._calls[call_id] = waiter
-            self._sock.sendall(wire.encode_message(wire.Call(call_id, 0, target, args, data=data)))
+            call = wire.Call(call_id, 0, target, args, data=data, order=order)
+            self._sock.sendall(wire.encode_message(call))
         try:
             reply = waiter.wait(client)
         except ClientGone:
@@ -327,10 +330,16 @@ def split_host(netloc: str) -> str:
 
 
 class ClientConnection:
-    """One connection of code to the proxy: one request, and its answer."""
+    """One connection of code to the proxy: one request, and its answer.
 
-    def __init__(self, sock: socket.socket, channel: ProxyChannel, contexts: TlsContexts) -> None:
+    `order` tells it apart from others at the same time; 0 if nothing does.
+    """
+
+    def __init__(
+        self, sock: socket.socket, order: int, channel: ProxyChannel, contexts: TlsContexts
+    ) -> None:
         self._sock = sock
+        self._order = order
         self._channel = channel
         self._contexts = contexts
         self._buffer = bytearray()
@@ -370,7 +379,7 @@ class ClientConnection:
         self._send_answer(head.method, answer)
 
     def _call(self, target: str, args: JsonObject, data: bytes = b"") -> Any:
-        return self._channel.call_host(self._waiter, self._sock, target, args, data)
+        return self._channel.call_host(self._waiter, self._sock, target, args, data, self._order)
 
     # reading --------------------------------------------------------------------------------------
 
@@ -524,18 +533,19 @@ def serve_proxy(listener: socket.socket, sock: socket.socket, key: str, folder: 
     contexts = TlsContexts(channel, key, folder)
     room = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
-    def serve_client(client: socket.socket) -> None:
+    def serve_client(client: socket.socket, order: int) -> None:
         try:
-            ClientConnection(client, channel, contexts).serve()
+            ClientConnection(client, order, channel, contexts).serve()
         finally:
             room.release()
 
     def accept_clients() -> None:
         while True:
             room.acquire()
-            client, _ = listener.accept()
+            client, address = listener.accept()
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            threading.Thread(target=serve_client, args=(client,), daemon=True).start()
+            order = connection_order.read_order(address[0])
+            threading.Thread(target=serve_client, args=(client, order), daemon=True).start()
 
     threading.Thread(target=accept_clients, daemon=True).start()
     channel.read_answers()

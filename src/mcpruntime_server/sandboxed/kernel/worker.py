@@ -34,6 +34,7 @@ from ..library import (
 )
 from . import determinism, forks
 from .code_runner import CodeRunner, parse_code
+from .connection_order import ConnectionOrder
 from .standard_streams import StandardStreams
 from .usage_meter import UsageMeter
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
@@ -86,8 +87,11 @@ class Worker:
         self.interrupts = InterruptHandler()
         self.channel = WorkerChannel(sock, self.interrupts, generation, self.clocks)
         determinism.ImportHooks.run_after_import("asyncio", self.install_event_loop)
+        self.connection_order: Optional[ConnectionOrder] = None
         if setup.web is not None:
             web_libraries.install_web_libraries(determinism.ImportHooks.run_after_import)
+            self.connection_order = ConnectionOrder(determinism.ThreadNames.current_name)
+            self.connection_order.install()
         self.has_inputs = False
         self.workspace = os.getcwd()
         self.sources = SourceRegistry(self.workspace)
@@ -195,6 +199,8 @@ class Worker:
         self.display.start_run()
         self.randomness.reseed(message.seed)
         self.clocks.start_run(message.clock_readings)
+        if self.connection_order is not None:
+            self.connection_order.start_run()
         probe = self.prepare_probe(message.inspection)
         self.usage_meter.start()
         status, value, error = self.execute_code(message, probe)
