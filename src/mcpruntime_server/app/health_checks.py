@@ -29,9 +29,14 @@ from ..sandbox import HealthCheck
 if TYPE_CHECKING:
     pass
 
-from .composition import acquire_lease, open_backend, open_knowledge_providers, open_tools
+from .composition import (
+    FILES_PREFIX,
+    acquire_lease,
+    open_backend,
+    open_knowledge_providers,
+    open_tools,
+)
 
-FILES_PREFIX = "files"  # of calls that export files
 MAX_NAMED_TOOLS = 40  # in one line of `doctor`
 UNUSED_RULE_REMEDY = "Rules use the Python names of servers: see `mcpruntime-server tools`."
 INDEXING_TIMEOUT_S = 60.0  # for `doctor` to index all knowledge providers

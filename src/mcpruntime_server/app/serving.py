@@ -190,6 +190,6 @@ async def open_traces(config: Config) -> AsyncIterator[Traces]:
 
 
 async def release_when_set(event: anyio.Event, runtime: Runtime) -> None:
-    """Let requests return what there is of their runs when `event` is set."""
+    """End all requests with what is known of their runs when `event` is set."""
     await event.wait()
     runtime.release_requests()

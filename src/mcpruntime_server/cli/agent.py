@@ -167,7 +167,7 @@ def show_task_event(writer: ConsoleWriter, event: TaskEvent, steps: int) -> None
             writer.write_warning(event.problem)
         case TaskFinished():
             writer.write_heading("answer", "green")
-            writer.write_block("value", format_value(event.value), "green")
+            writer.write_block("value", format_answer(event.value), "green")
             if event.skill_note:
                 writer.write_note(f"  {writer.truncate_line(event.skill_note, writer.width - 4)}")
 
@@ -187,7 +187,7 @@ def show_run_result(writer: ConsoleWriter, result: Any) -> None:
     style = "green" if result["status"] == "ok" else "red"
     writer.write_line("  ", (" · ".join(facts), style))
     if not result.get("submitted") and result.get("value") is not None:
-        writer.write_block("value", format_value(result["value"]))
+        writer.write_block("value", format_answer(result["value"]))
     if result.get("stdout"):
         writer.write_block("stdout", result["stdout"], "green")
     if result.get("stderr"):
@@ -217,7 +217,7 @@ def format_usage(usage: ModelUsage) -> str:
     return f"{text}  {usage.usd:.4f} USD" if usage.usd else text
 
 
-def format_value(value: Any) -> str:
+def format_answer(value: Any) -> str:
     """Return a value as text for people."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 

@@ -65,7 +65,7 @@ def create_console(out: TextIO) -> Console:
     )
 
 
-def highlight_python(console: Console, lines: list[str]) -> list[Text]:
+def highlight_for_terminal(console: Console, lines: list[str]) -> list[Text]:
     """Return lines of Python, highlighted if the console shows styles."""
     if console.color_system is None:
         return [Text(line) for line in lines]
@@ -103,7 +103,7 @@ class ConsoleWriter:
 
     def write_program(self, code: str) -> None:
         """Write recorded Python with line numbers and, in a terminal, with syntax highlighting."""
-        lines = highlight_python(self._console, escape_lines(code))
+        lines = highlight_for_terminal(self._console, escape_lines(code))
         digits = max(3, len(str(len(lines))))
         for line in self.select_excerpt(list(enumerate(lines, 1))):
             number, text = ("", Text(str(line))) if isinstance(line, Omission) else line

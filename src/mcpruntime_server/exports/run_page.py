@@ -18,7 +18,7 @@ MAX_RESULT_CHARS = 4_000
 
 
 @dataclass(frozen=True)
-class CallLine:
+class PageCall:
     """A call as the page shows it."""
 
     text: str
@@ -62,7 +62,7 @@ def build_run_page(session: SessionRow, run: RecordedRun) -> str:
             )
             if text
         ],
-        calls=list_calls(run),
+        calls=list_page_calls(run),
         images=[each for each in report.media if is_image(each)],
         files=sorted(run.changed.items()),
         removed=report.removed_files,
@@ -75,7 +75,7 @@ def bound_text(text: str) -> str:
     return truncate_text(text, MAX_TEXT_CHARS)[0]
 
 
-def list_calls(run: RecordedRun) -> list[CallLine]:
+def list_page_calls(run: RecordedRun) -> list[PageCall]:
     """Return the calls that a run has made."""
     lines = []
     for call in [each for each in run.calls if each.in_ledger][:MAX_CALLS]:
@@ -85,7 +85,7 @@ def list_calls(run: RecordedRun) -> list[CallLine]:
         elif call.finished_sequence is not None:
             outcome = str(call.value)
         lines.append(
-            CallLine(
+            PageCall(
                 format_stored_call(call.target, call.args, MAX_CALL_CHARS),
                 truncate_text(outcome, MAX_RESULT_CHARS)[0],
                 call.error is not None,

@@ -110,7 +110,7 @@ class VariableList:
 
 
 @dataclass
-class _Workplace:
+class _ScratchSession:
     """A scratch session that is kept for questions about the session `source`."""
 
     session: Session
@@ -124,7 +124,7 @@ class Inspector:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._journal = runtime.journal
-        self._workplaces: dict[str, _Workplace] = {}  # by principal
+        self._scratch_sessions: dict[str, _ScratchSession] = {}  # by principal
         self._opening_lock = anyio.Lock()
 
     async def probe(self, target: RunRow, principal: str, request: ProbeRequest) -> ProbeResult:
@@ -154,7 +154,7 @@ class Inspector:
             is_offline=True,
             inspection=inspection,
         )
-        async with self._open_workplace(target, principal) as session:
+        async with self._open_scratch_session(target, principal) as session:
             run = await self._execute(session, await self._load_parent(target), spec)
             return await self._build_probe_result(recording, run)
 
@@ -172,13 +172,13 @@ class Inspector:
             )
         check_end_state(target)
         spec = RunSpec(strip_fences(code), timeout_s, is_offline=True, context=())
-        async with self._open_workplace(target, principal) as session:
+        async with self._open_scratch_session(target, principal) as session:
             return (await self._execute(session, target, spec)).report
 
     async def list_variables(self, target: RunRow, principal: str) -> VariableList:
         """Return the variables after a step; raises `Conflict` if they cannot be restored."""
         check_end_state(target)
-        async with self._open_workplace(target, principal) as session:
+        async with self._open_scratch_session(target, principal) as session:
             parent = await self._load_parent(target)
             before: dict[str, VariableData] = {}
             if parent is not None and FRESH_FLAG not in target.flags:
@@ -241,35 +241,35 @@ class Inspector:
         return await self._journal.load_run(target.parent_id) if target.parent_id else None
 
     @asynccontextmanager
-    async def _open_workplace(self, target: RunRow, principal: str) -> AsyncIterator[Session]:
+    async def _open_scratch_session(self, target: RunRow, principal: str) -> AsyncIterator[Session]:
         """Yield the scratch session for questions about the session of a run, one at a time."""
         self._runtime.count_start(principal)
         await self._runtime.wait_for_files(target.session_id)
         with ExitStack() as stack:
             async with self._opening_lock:
-                workplace = await self._find_workplace(target, principal)
-                stack.callback(self._leave_workplace, workplace, principal)
-                stack.enter_context(workplace.session.keep_open())
-            async with workplace.lock:
-                yield workplace.session
+                scratch = await self._find_scratch_session(target, principal)
+                stack.callback(self._leave_scratch_session, scratch, principal)
+                stack.enter_context(scratch.session.keep_open())
+            async with scratch.lock:
+                yield scratch.session
 
-    def _leave_workplace(self, workplace: _Workplace, principal: str) -> None:
-        """Close a workplace that another one has replaced, when nobody uses it."""
-        if self._workplaces.get(principal) is not workplace and workplace.session.is_idle:
-            self._runtime.retire_session(workplace.session)
+    def _leave_scratch_session(self, scratch: _ScratchSession, principal: str) -> None:
+        """Close a scratch session that another one has replaced, when nobody uses it."""
+        if self._scratch_sessions.get(principal) is not scratch and scratch.session.is_idle:
+            self._runtime.retire_session(scratch.session)
 
-    async def _find_workplace(self, target: RunRow, principal: str) -> _Workplace:
-        """Return the workplace of a principal; one for another session makes place for it."""
-        workplace = self._workplaces.get(principal)
-        if workplace is not None and not workplace.session.is_closing:
-            if workplace.source == target.session_id and self._has_room(workplace.session):
-                return workplace
-            if workplace.session.is_idle:
-                self._runtime.retire_session(workplace.session)
+    async def _find_scratch_session(self, target: RunRow, principal: str) -> _ScratchSession:
+        """Return the scratch session of a principal, replacing one for another session."""
+        scratch = self._scratch_sessions.get(principal)
+        if scratch is not None and not scratch.session.is_closing:
+            if scratch.source == target.session_id and self._has_room(scratch.session):
+                return scratch
+            if scratch.session.is_idle:
+                self._runtime.retire_session(scratch.session)
         session = await self._runtime.open_scratch_session(None, principal)
-        workplace = _Workplace(session, target.session_id)
-        self._workplaces[principal] = workplace
-        return workplace
+        scratch = _ScratchSession(session, target.session_id)
+        self._scratch_sessions[principal] = scratch
+        return scratch
 
     def _has_room(self, session: Session) -> bool:
         try:

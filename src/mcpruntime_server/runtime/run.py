@@ -85,7 +85,7 @@ class Audience:
         self.is_detached = True
 
     def release(self) -> None:
-        """Let those who wait return what there is; the next server continues the run."""
+        """End all waiting requests with what is known; the next server continues the run."""
         self.is_detached = self.is_released = True
 
     @property
@@ -288,7 +288,7 @@ class Run:
         self.services.observers.on_run_ended(self._observed, status, self.report.usage)
 
     def release_requests(self) -> None:
-        """Let the requests that wait for it return what there is: its server is stopping."""
+        """End the requests that wait for it, because its server is stopping."""
         self.audience.release()
         self.lifecycle.notify_watchers()
 

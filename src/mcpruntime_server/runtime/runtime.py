@@ -436,7 +436,7 @@ class Runtime:
         session.close()
 
     def release_requests(self) -> None:
-        """Let all requests return what there is of their runs, which the next server continues."""
+        """End all requests with what is known of their runs, which the next server continues."""
         self.is_stopping = True
         for session in self._sessions.values():
             session.release_requests()

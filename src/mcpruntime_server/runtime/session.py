@@ -246,7 +246,7 @@ class Session:
         self._next_note = ""
 
     def release_requests(self) -> None:
-        """Let the requests that wait for its runs return what there is, if the runs are resumed."""
+        """End the requests that wait for its runs, if the next server resumes the runs."""
         if self._row.purpose not in NOT_RESUMABLE_REASONS:
             for run in self.queue.active_runs:
                 run.release_requests()

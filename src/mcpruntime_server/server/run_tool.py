@@ -262,7 +262,7 @@ class RunToolHandler:
         is_owner: bool = True,
         rounds: int = 0,
     ) -> ToolResponse:
-        """Wait for a run, and return what there is; the request that started it `is_owner`."""
+        """Wait for a run and return its report so far; the request that started it `is_owner`."""
         with register_watcher(run, ctx, self.find_cursor(ctx), is_owner=is_owner):
             return await self._wait_and_ask(ctx, session, run, wait_s, rounds=rounds)
 
@@ -275,7 +275,7 @@ class RunToolHandler:
         *,
         rounds: int,
     ) -> ToolResponse:
-        """Wait for a run, asking through the client what it waits for, and return what there is."""
+        """Wait for a run, put its questions to the client, and return its report so far."""
         settings, cursor = self._config.server, self.find_cursor(ctx)
         usual_s = settings.wait_progress_s if wants_progress(ctx) else settings.wait_s
         until = anyio.current_time() + (usual_s if wait_s is None else wait_s)
@@ -339,7 +339,7 @@ class RunToolHandler:
     async def build_progress_result(
         self, cursor: DeliveryCursor, session: Session, run: Run
     ) -> CallToolResult:
-        """Return what there is of a run that continues without this request."""
+        """Return the report so far of a run that continues without this request."""
         run.audience.detach()
         await run.announce()
         if run.finished.is_set():

@@ -91,7 +91,7 @@ class Authentication:
         self._oauth = settings.oauth
         self._issuer_tokens = IssuerTokens(settings.oauth) if settings.oauth.issuer else None
         self._known_tokens: OrderedDict[str, None] = OrderedDict()  # digests of valid ones
-        self._open_responses: dict[OpenResponse, str] = {}  # with their tokens
+        self._open_responses: dict[GuardedResponse, str] = {}  # with their tokens
         self.limits = RateLimits(settings)
 
     def build_routes(self) -> Sequence[BaseRoute]:
@@ -162,10 +162,10 @@ class Authentication:
         return Caller(found.principal, frozenset(found.scopes), found.expires_at)
 
     @contextmanager
-    def watch_token(self, scope: RequestScope, caller: Caller) -> Iterator[OpenResponse]:
+    def watch_token(self, scope: RequestScope, caller: Caller) -> Iterator[GuardedResponse]:
         """Cancel what is inside if the token of a request expires, or is revoked, meanwhile."""
         token = "" if self._tokens is None else read_bearer_token(scope)
-        response = scope[RESPONSE_KEY] = OpenResponse(caller.expires_at)
+        response = scope[RESPONSE_KEY] = GuardedResponse(caller.expires_at)
         self._open_responses[response] = token
         try:
             with response.cancel_scope:
@@ -187,7 +187,7 @@ class Authentication:
                     response.has_lost_token = True
                     response.cancel_scope.cancel()
 
-    async def _is_valid(self, response: OpenResponse, token: str) -> bool:
+    async def _is_valid(self, response: GuardedResponse, token: str) -> bool:
         """Return whether the token of a response is valid still; if in doubt, it is."""
         if self._tokens is None:
             return True
@@ -233,7 +233,7 @@ class Authentication:
 
 
 @dataclass(eq=False)
-class OpenResponse:
+class GuardedResponse:
     """A request that is answered now; `expires_at` is when its token does."""
 
     expires_at: float | None
@@ -275,7 +275,7 @@ class ProtectedEndpoint:
 
     async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Pass a request on, or respond with the error that refuses it."""
-        response: OpenResponse | None = None
+        response: GuardedResponse | None = None
         try:
             caller = await self._authentication.identify(scope)
             check_scopes(caller, self._scopes)
@@ -298,7 +298,7 @@ class ProtectedEndpoint:
                 raise
 
 
-async def send_noted(send: Send, response: OpenResponse, message: Message) -> None:
+async def send_noted(send: Send, response: GuardedResponse, message: Message) -> None:
     """Send a message of a response, and note it."""
     response.note_sent(message)
     await send(message)

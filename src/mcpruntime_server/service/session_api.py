@@ -48,7 +48,7 @@ class SessionApi:
         self._journal = services.runtime.journal
         self._package_names = services.package_names
 
-    # what there is --------------------------------------------------------------------------------
+    # reading ------------------------------------------------------------------------------------
 
     async def list_sessions(self, request: Request) -> Response:
         """Return a page of sessions, the last used first."""

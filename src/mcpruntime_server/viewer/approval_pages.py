@@ -25,7 +25,7 @@ from ..service.event_stream import EventStreamResponse
 from ..service.run_events import EncodedEvent, EventPosition
 from .page_rendering import PAGE_SECURITY_HEADERS
 from .text_diffs import DiffLine, compare_texts
-from .value_views import JsonNode, build_tree
+from .value_views import ValueNode, build_tree
 from .viewer_services import ViewerServices
 
 POLL_S = 0.4  # so that a new question is there within a second
@@ -50,7 +50,7 @@ class AskedCall:
 
     server: str
     tool: str
-    arguments: JsonNode
+    arguments: ValueNode
     diffs: tuple[tuple[DiffLine, ...], ...]
 
 

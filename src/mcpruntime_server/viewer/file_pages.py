@@ -20,7 +20,7 @@ from .text_diffs import DiffLine, compare_texts
 from .viewer_services import ViewerServices
 
 MAX_COMPARED_BYTES = 1_000_000
-RUN_REMEDY = "The list of sessions has what there is."
+RUN_REMEDY = "Choose one from the list of sessions."
 
 
 @dataclass(frozen=True)

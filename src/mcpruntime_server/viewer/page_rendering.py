@@ -109,4 +109,4 @@ class PageRenderer:
 
 def missing_page(what: str) -> NotFound:
     """Return the error for an address that names nothing that the caller has."""
-    return NotFound(f"There is no {what} here.", remedy="The list of sessions has what there is.")
+    return NotFound(f"There is no {what} here.", remedy="Choose one from the list of sessions.")

@@ -23,7 +23,7 @@ from ..service.problems import build_problem, build_validation_problem, problem_
 from .code_highlighting import highlight_python
 from .page_rendering import PAGE_SECURITY_HEADERS, missing_page
 from .text_diffs import DiffLine, compare_texts
-from .value_views import JsonNode, build_tree
+from .value_views import ValueNode, build_tree
 from .viewer_services import ViewerServices
 
 MAX_SHOWN_CASES = 20
@@ -45,8 +45,8 @@ class SkillItem:
 class CaseView:
     """A recorded case: its arguments, its calls, and the text of its result."""
 
-    arguments: JsonNode
-    calls: tuple[tuple[str, JsonNode], ...]
+    arguments: ValueNode
+    calls: tuple[tuple[str, ValueNode], ...]
     hidden_count: int
     result: str
 

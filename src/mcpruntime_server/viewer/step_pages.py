@@ -24,7 +24,7 @@ from .session_stream import build_session_stream
 from .step_views import SAFE_IMAGE_TYPES, StepView, build_step_view
 from .viewer_services import ViewerServices
 
-LIST_REMEDY = "The list of sessions has what there is."
+LIST_REMEDY = "Choose one from the list of sessions."
 MAX_LINE_DIGITS = 10
 
 

@@ -29,7 +29,7 @@ from ..runtime.plan import Plan
 from ..runtime.run_history import RecordedRun, build_recorded_run, ledger_entry_of
 from ..runtime.run_report import PendingQuestionView
 from .code_highlighting import highlight_python
-from .value_views import JsonNode, ValueView, build_tree, build_value_view
+from .value_views import ValueNode, ValueView, build_tree, build_value_view
 
 MAX_SHOWN_CALLS = 300
 MAX_SHOWN_FILES = 500
@@ -68,8 +68,8 @@ class CallView:
     duration_ms: float
     bar_start: float
     bar_width: float
-    arguments: JsonNode
-    result: JsonNode | None
+    arguments: ValueNode
+    result: ValueNode | None
     result_text: str
     error: str
     approvals: tuple[ApprovalView, ...]
@@ -110,7 +110,7 @@ class CodeLine:
 
 @dataclass(frozen=True)
 class StepView:
-    """A step: what it is, what it did, and what came of it."""
+    """A step with its calls, its files and its result."""
 
     run: RunRow
     session: SessionRow  # that the run belongs to
@@ -304,7 +304,7 @@ class CallTimeline:
         )
 
 
-def show_data(value: Any) -> tuple[JsonNode | None, str]:
+def show_data(value: Any) -> tuple[ValueNode | None, str]:
     """Return the answer of a call as a tree, or its text where it is one."""
     if isinstance(value, str):
         return None, truncate_text(value, MAX_DATA_CHARS)[0]

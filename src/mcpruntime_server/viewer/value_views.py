@@ -22,13 +22,13 @@ MAX_NODE_DEPTH = 40
 
 
 @dataclass(frozen=True)
-class JsonNode:
+class ValueNode:
     """One value in a tree: `key` is its place in the one above, `kind` decides its colour."""
 
     key: str
     kind: str  # "object" | "array" | "string" | "number" | "word"
     text: str
-    children: tuple[JsonNode, ...] = ()
+    children: tuple[ValueNode, ...] = ()
     hidden_count: int = 0
     is_open: bool = False
 
@@ -50,7 +50,7 @@ class ValueView:
     type: str
     is_cut: bool
     table: TableView | None = None
-    tree: JsonNode | None = None
+    tree: ValueNode | None = None
     text: str = ""
 
 
@@ -60,7 +60,7 @@ class TreeBuilder:
     def __init__(self) -> None:
         self._left = MAX_NODES
 
-    def build(self, data: Any, key: str = "", depth: int = 0) -> JsonNode:
+    def build(self, data: Any, key: str = "", depth: int = 0) -> ValueNode:
         """Return the node of JSON data."""
         self._left -= 1
         if not isinstance(data, dict | list):
@@ -70,12 +70,12 @@ class TreeBuilder:
             if isinstance(data, dict)
             else [(str(place), item) for place, item in enumerate(data)]
         )
-        children: list[JsonNode] = []
+        children: list[ValueNode] = []
         for name, item in items[:MAX_CHILDREN]:
             if self._left <= 0 or depth >= MAX_NODE_DEPTH:
                 break
             children.append(self.build(item, name, depth + 1))
-        return JsonNode(
+        return ValueNode(
             key,
             "object" if isinstance(data, dict) else "array",
             summarise_json(data),
@@ -85,13 +85,13 @@ class TreeBuilder:
         )
 
 
-def build_leaf(data: Any, key: str) -> JsonNode:
+def build_leaf(data: Any, key: str) -> ValueNode:
     """Return the node of data that has no parts."""
     if isinstance(data, str):
         text = data if len(data) <= MAX_TEXT_CHARS else f"{data[:MAX_TEXT_CHARS]}…"
-        return JsonNode(key, "string", text)
+        return ValueNode(key, "string", text)
     is_word = data is None or isinstance(data, bool)
-    return JsonNode(key, "word" if is_word else "number", json.dumps(data))
+    return ValueNode(key, "word" if is_word else "number", json.dumps(data))
 
 
 def summarise_json(data: Any) -> str:
@@ -103,7 +103,7 @@ def summarise_json(data: Any) -> str:
     return f"[{len(data):,}]"
 
 
-def build_tree(data: Any) -> JsonNode:
+def build_tree(data: Any) -> ValueNode:
     """Return JSON data as a tree."""
     return TreeBuilder().build(data)
 

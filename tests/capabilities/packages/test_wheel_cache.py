@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpruntime_server.capabilities.packages.wheel_cache import WheelCache, hash_file
+from mcpruntime_server.capabilities.packages.wheel_cache import WheelCache, hash_wheel
 from mcpruntime_server.errors import CallFailed
 
 from ...helpers.wheels import build_wheel
@@ -24,7 +24,7 @@ def cache(tmp_path: Path) -> WheelCache:
 
 def add(cache: WheelCache, wheel: Path) -> Path:
     """Put a wheel into the cache and return its folder."""
-    digest = hash_file(wheel)
+    digest = hash_wheel(wheel)
     cache.add(wheel, digest)
     assert cache.has(digest)
     return cache.root / digest
@@ -66,7 +66,7 @@ def test_what_python_would_execute_and_what_is_no_package_is_left_out(
 def test_a_path_that_leads_out_is_refused(cache: WheelCache, tmp_path: Path, name: str) -> None:
     wheel = build_wheel(tmp_path, "demo", "1.0", {name: ""})
     with pytest.raises(CallFailed, match="not a file inside"):
-        cache.add(wheel, hash_file(wheel))
+        cache.add(wheel, hash_wheel(wheel))
     assert list(cache.root.iterdir()) == []
 
 
@@ -77,13 +77,13 @@ def test_a_link_is_refused(cache: WheelCache, tmp_path: Path) -> None:
         entry.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(entry, "/etc/passwd")
     with pytest.raises(CallFailed, match="not a file inside"):
-        cache.add(wheel, hash_file(wheel))
+        cache.add(wheel, hash_wheel(wheel))
 
 
 def test_a_wheel_that_grows_beyond_the_limit_is_refused(cache: WheelCache, tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path, "demo", "1.0", {"demo.py": "#" * 2_000_000})
     with pytest.raises(CallFailed, match="more than 1,000,000 bytes"):
-        cache.add(wheel, hash_file(wheel))
+        cache.add(wheel, hash_wheel(wheel))
     assert list(cache.root.iterdir()) == []
 
 
@@ -97,7 +97,7 @@ def test_what_is_no_archive_is_refused(cache: WheelCache, tmp_path: Path) -> Non
     wheel = tmp_path / "demo-1.0-py3-none-any.whl"
     wheel.write_bytes(b"PK\x03\x04 and nothing else")
     with pytest.raises(CallFailed, match="cannot be unpacked"):
-        cache.add(wheel, hash_file(wheel))
+        cache.add(wheel, hash_wheel(wheel))
 
 
 def test_pruning_removes_what_was_not_used(cache: WheelCache, tmp_path: Path) -> None:

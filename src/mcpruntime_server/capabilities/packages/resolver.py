@@ -58,11 +58,11 @@ async def resolve_wheels(
         data = await anyio.Path(report).read_bytes()
     if len(data) > MAX_REPORT_BYTES:
         raise CallFailed("too_large", "These packages need too many others.")
-    wheels = [parse_item(item) for item in json.loads(data).get("install", [])]
+    wheels = [parse_resolved_wheel(item) for item in json.loads(data).get("install", [])]
     return [wheel for wheel in wheels if installed.get(wheel.name) != wheel.version]
 
 
-def parse_item(item: Any) -> ResolvedWheel:
+def parse_resolved_wheel(item: Any) -> ResolvedWheel:
     """Return the wheel of an entry of pip's report; raises `CallFailed`."""
     try:
         metadata, info = item["metadata"], item["download_info"]
@@ -100,10 +100,10 @@ async def run_pip(arguments: Sequence[str], timeout_s: float) -> None:
     if scope.cancelled_caught:
         raise CallFailed("timeout", f"The package index did not answer within {timeout_s:g} s.")
     if done.returncode:
-        raise CallFailed("unavailable", describe_failure(done.stderr))
+        raise CallFailed("unavailable", explain_pip_failure(done.stderr))
 
 
-def describe_failure(stderr: bytes) -> str:
+def explain_pip_failure(stderr: bytes) -> str:
     """Return why pip has failed, in its own words."""
     text = stderr.decode("utf-8", "replace")
     if "No module named pip" in text:

@@ -65,7 +65,7 @@ class WheelCache:
 
     def add(self, wheel: Path, digest: str) -> None:
         """Unpack a downloaded wheel; raises `CallFailed` if it is not what was asked for."""
-        if hash_file(wheel) != digest:
+        if hash_wheel(wheel) != digest:
             raise CallFailed("protocol", f"{wheel.name} does not have the digest of the index.")
         draft = self.root / f"{DRAFT_PREFIX}{secrets.token_hex(8)}"
         draft.mkdir()
@@ -147,7 +147,7 @@ def place_entry(entry: zipfile.ZipInfo) -> PurePosixPath | None:
     return path
 
 
-def hash_file(path: Path) -> str:
+def hash_wheel(path: Path) -> str:
     """Return the SHA-256 of a file."""
     digest = sha256()
     with path.open("rb") as file:

@@ -164,7 +164,7 @@ class _Gate:
         code = f"from {self._module} import {ENTRY_FUNCTION}"
         recording, diverged = await self._trial.execute(code, make_recording(RecordedCase({})))
         if recording.outcome["status"] != "ok":
-            return f"It cannot be imported: {describe_error(recording)}"
+            return f"It cannot be imported: {describe_recorded_error(recording)}"
         has_calls = diverged is not None or any(call.in_ledger for call in recording.calls)
         if has_calls or any(recording.output.values()) or recording.file_digests:
             return IMPORT_HAS_EFFECTS
@@ -233,7 +233,7 @@ class _Gate:
                 idle.append(name)
                 reasons.append(f"Parameter `{name}` never reaches a call or the result.")
             elif has_failed and not makes_calls:
-                error = describe_error(results[0][0])
+                error = describe_recorded_error(results[0][0])
                 reasons.append(
                     f"It works only for the recorded value of parameter `{name}`: {error}"
                 )
@@ -323,7 +323,7 @@ def find_difference(
     if diverged is not None:
         return f"Its recorded case is not reproduced: {diverged.message}"
     if recording.outcome["status"] != "ok":
-        return f"Its recorded case is not reproduced: {describe_error(recording)}"
+        return f"Its recorded case is not reproduced: {describe_recorded_error(recording)}"
     if case.compares_stdout:
         recorded, actual = case.stdout, recording.output.get("stdout", "")
     else:
@@ -360,7 +360,7 @@ def fingerprint_of(recording: Recording) -> tuple[object, ...]:
     )
 
 
-def describe_error(recording: Recording) -> str:
+def describe_recorded_error(recording: Recording) -> str:
     """Return in one line why an execution failed."""
     status = recording.outcome["status"]
     if status == "timeout":

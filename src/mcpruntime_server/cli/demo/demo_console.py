@@ -16,7 +16,7 @@ from ..console import (
     StyledPart,
     assemble_line,
     create_console,
-    highlight_python,
+    highlight_for_terminal,
 )
 
 MAX_COLUMNS = 100
@@ -46,7 +46,7 @@ class DemoConsole:
         self.write_line()
 
     def write_fact(self, name: str, text: str) -> None:
-        """Write a name and what there is to say about it."""
+        """Write a name and a text about it."""
         lines = textwrap.wrap(text, self._columns - FACT_COLUMNS - 4) or [""]
         self.write_line((f"{name:<{FACT_COLUMNS}}", "dim"), lines[0])
         for line in lines[1:]:
@@ -54,7 +54,7 @@ class DemoConsole:
 
     def write_program(self, code: str) -> None:
         """Write Python with line numbers and, in a terminal, with syntax highlighting."""
-        for number, line in enumerate(highlight_python(self._console, code.splitlines()), 1):
+        for number, line in enumerate(highlight_for_terminal(self._console, code.splitlines()), 1):
             self.write_line((f"{number:3}  ", "dim"), line)
         self.write_line()
 

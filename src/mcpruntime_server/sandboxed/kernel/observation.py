@@ -139,7 +139,7 @@ class Probe:
         return read_value(observe)
 
     def finish(self) -> InspectionResult:
-        """Stop, and return what there is to say."""
+        """Stop the probe and return its result."""
         self._is_active = False
         return self.result
 

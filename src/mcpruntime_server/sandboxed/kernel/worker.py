@@ -103,7 +103,8 @@ class Worker:
         self.display = display.install_display(determinism.ImportHooks.run_after_import)
         exports.install_export()
         main_module.__dict__["knowledge"] = knowledge.install_knowledge()
-        self.packages = packages.install_packages((setup.facts or {}).get("packages_folder") or "")
+        packages_folder = (setup.facts or {}).get("packages_folder") or ""
+        self.packages = packages.install_packages_module(packages_folder)
         main_module.__dict__[PACKAGES_MODULE] = self.packages
         self.code_runner = CodeRunner(main_module.__dict__)
         self.guide = guidance.SandboxGuide(setup.facts)

@@ -111,7 +111,7 @@ def find_script_dependencies(code: str) -> List[str]:
     return [first or second for first, second in TOML_TEXT.findall(found[1])]
 
 
-def install_packages(folder: str) -> Any:
+def install_packages_module(folder: str) -> Any:
     """Make the module importable; return it."""
     module = PackagesModule(PACKAGES_MODULE)
     module.folder = folder
