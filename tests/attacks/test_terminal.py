@@ -91,6 +91,7 @@ COMMANDS: dict[tuple[str, ...], list[str]] = {
     ("replay", "fork"): ["replay fork report 1", "replay fork report {hostile}"],
     ("replay", "import"): ["replay import {archive}", "replay import {broken}"],
     ("replay", "list"): ["replay list", "replay list --all", "replay list report"],
+    ("replay", "delete"): ["replay delete {hostile} --yes"],
     ("replay", "pin"): ["replay pin report:1 --reason {hostile}"],
     ("replay", "probe"): ["replay probe report:1 5 h", "replay probe {hostile} 1 h"],
     ("replay", "rerun"): ["replay rerun report 1"],

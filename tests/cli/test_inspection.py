@@ -21,6 +21,7 @@ def test_a_step_is_probed_asked_and_listed(run: RunCommand) -> None:
     assert done.returncode == 0, done.stderr
     assert "seen" in done.stdout
     assert "42" in done.stdout
+    assert "(none)" not in done.stdout
     done = run("replay", "variables", "report:1", "--json")
     assert done.returncode == 0, done.stderr
     assert "variables" in json.loads(done.stdout)
@@ -52,3 +53,12 @@ def test_a_call_gets_another_answer(run: RunCommand) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["equal"] is False
     assert run("replay", "rerun", "report", "2", "--answer", "one").returncode == 2
+
+
+def test_a_session_is_deleted_unless_a_fork_needs_it(run: RunCommand) -> None:
+    forked = json.loads(run("replay", "fork", "report", "1", "--json").stdout)["session"]
+    refused = run("replay", "delete", "report", "--yes")
+    assert refused.returncode == 2
+    assert "was forked from this one" in refused.stderr
+    assert run("replay", "delete", forked, "--yes").returncode == 0
+    assert run("replay", "show", forked).returncode == 2

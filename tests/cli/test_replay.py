@@ -429,7 +429,7 @@ def test_an_empty_data_folder_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "action",
     [
-        *("list", "show", "diff", "rewind", "fork", "rerun", "probe", "ask", "variables"),
+        *("list", "show", "diff", "rewind", "fork", "rerun", "delete", "probe", "ask", "variables"),
         *("export", "import", "pin", "unpin"),
     ],
 )

@@ -52,6 +52,9 @@ class ApiClient:
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx2.Response:
         return await self.http.post(self.base + path, json=body or {}, **options)
 
+    async def delete(self, path: str) -> httpx2.Response:
+        return await self.http.delete(self.base + path)
+
     @asynccontextmanager
     async def stream(
         self, method: str, path: str, **options: Any

@@ -185,3 +185,33 @@ async def test_no_probe_changes_the_outcome_of_a_random_program(
                 found = await post(api, f"/runs/{run}/probe", body)
                 assert found["faithful"], (number, line, found)
             assert witnessed.read_text() == made
+
+
+async def test_a_session_is_deleted_with_its_attempts_but_not_while_it_is_needed(
+    service: HttpService, api: ApiClient
+) -> None:
+    async def delete() -> Any:
+        return await api.delete("/sessions/doomed")
+
+    [*_, first] = await api.execute("kept = 1", session="doomed")
+    await post(api, "/sessions/doomed/rerun", {"step": 1})
+    forked = await post(api, "/sessions/doomed/fork", {"name": "heir"}, 201)
+    refused = await delete()
+    assert refused.status_code == 409
+    assert "'heir' was forked from this one" in refused.json()["detail"]
+    assert (await api.delete(f"/sessions/{forked['session']}")).status_code == 204
+    await post(api, f"/runs/{first.data['run']}/pin", {"pinned": True})
+    assert "pinned" in (await delete()).json()["detail"]
+    await post(api, f"/runs/{first.data['run']}/pin", {"pinned": False})
+    body = {"code": "while True: pass", "session": "doomed", "wait_s": 0}
+    running = (await api.post("/execute", body)).json()["run"]
+    assert "unfinished" in (await delete()).json()["detail"]
+    await api.post(f"/runs/{running}/cancel")
+    await api.read_events(running)
+    async with connect_api(service, service.create_token("bob")) as stranger:
+        assert (await stranger.delete("/sessions/doomed")).status_code == 404
+    assert (await delete()).status_code == 204
+    for path in ("/sessions/doomed", f"/runs/{first.data['run']}"):
+        assert (await api.get(path)).status_code == 404
+    [*_, new] = await api.execute("'kept' in globals()", session="doomed")
+    assert new.data["value"] is False

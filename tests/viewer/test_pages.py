@@ -119,3 +119,20 @@ async def test_changed_files_are_compared_and_downloaded(viewer: Viewer) -> None
             await page.click("a.download >> visible=true >> nth=-1")
         saved = await (await download.value).path()
         assert "<b>wrong</b>" in saved.read_text()
+
+
+async def test_a_session_is_deleted_after_a_question_and_others_who_see_it_are_told(
+    viewer: Viewer,
+) -> None:
+    async with viewer.api() as api, viewer.open() as page, viewer.open() as other:
+        [*_, end] = await api.execute("1 + 1", session="doomed")
+        for each in (page, other):
+            await each.goto(f"{viewer.base}/s/{end.data['session']}")
+            await expect(each.locator(".rail-row")).to_have_count(1)
+        await page.click("[data-delete]")
+        await page.click("text=Keep it")
+        await page.click("[data-delete]")
+        await page.click("text=Delete for good")
+        await page.wait_for_url(f"{viewer.base}/")
+        await expect(page.locator("text=doomed")).to_have_count(0)
+        await expect(other.locator("[data-panel] .alert")).to_be_visible()

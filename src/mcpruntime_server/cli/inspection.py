@@ -177,8 +177,8 @@ def ask_command(
     for title, text in (
         ("stdout", report.stdout),
         ("stderr", report.stderr),
-        ("value", views.format_run_value(report.value)),
-        ("error", views.format_run_error(report.error)),
+        ("value", views.format_run_value(report.value) if report.value else ""),
+        ("error", views.format_run_error(report.error) if report.error else ""),
     ):
         if text:
             writer.write_block(title, text, "red" if title == "error" else "cyan")

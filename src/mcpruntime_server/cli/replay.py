@@ -37,7 +37,7 @@ from .inspection import ask_command, probe_command, variables_command
 from .journal_access import read_journal, resolve_run_or_session
 from .options import ActionGroup, full_option, json_option, pass_config, principal_option
 from .terminal_text import print_json, print_text
-from .time_travel import fork_command, rerun_command, rewind_command
+from .time_travel import delete_command, fork_command, rerun_command, rewind_command
 
 HIDDEN_PURPOSES = {"rerun": "rerun", AGENT_PURPOSE: "agent"}  # purpose of a session -> its name
 EMPTY_VALUES: tuple[Any, ...] = (None, "", {}, [])
@@ -57,7 +57,7 @@ def replay_command() -> None:
     """
 
 
-replay_command.add_actions(rewind_command, fork_command, rerun_command)
+replay_command.add_actions(rewind_command, fork_command, rerun_command, delete_command)
 replay_command.add_actions(probe_command, ask_command, variables_command)
 replay_command.add_actions(
     export_session_command, import_session_command, pin_command, unpin_command

@@ -1,4 +1,4 @@
-"""The actions `rewind`, `fork` and `rerun` of `replay`.
+"""The actions `rewind`, `fork`, `rerun` and `delete` of `replay`.
 
 They need the runtime, so each of them opens an app of its own, which serves no client.
 """
@@ -144,6 +144,37 @@ def fork_command(
     else:
         label = row.name or row.id
         ConsoleWriter().write_line(f"{label} starts at the end of step {run.step} ({run.id})")
+    return 0
+
+
+@click.command("delete")
+@click.argument("session")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@principal_option
+@json_option
+@pass_config
+def delete_command(
+    config: Config, *, session: str, yes: bool, principal: str, as_json: bool
+) -> int:
+    """Delete SESSION for good, with its attempts and agents.
+
+    It is refused while a run is unfinished or pinned, or while a fork needs its steps.
+    """
+    if not yes:
+        click.confirm(f"Delete the session {session!r:.80} for good?", abort=True, err=True)
+
+    async def delete() -> SessionRow:
+        async with open_standalone_app(config) as app:
+            row = await find_any_session(app.journal, session, principal)
+            await check_not_interrupted(app.journal, row)
+            await app.runtime.delete_session(row)
+            return row
+
+    row = run_until_signal(delete)
+    if as_json:
+        print_json({"session": row.id, "deleted": True})
+    else:
+        ConsoleWriter().write_line(f"{row.name or row.id} is deleted")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Garbage collection: remove the least recently used sessions, and blobs without a reference.
+"""Removal of sessions: by a person, and by garbage collection, which removes unused blobs, too.
 
 Rule 1: a session stays while a live server owns it, while one of its runs is pinned, and while
 another session that stays depends on it. Scratch sessions go first.
@@ -18,7 +18,7 @@ import heapq
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,7 @@ from sqlite3 import Connection
 
 from anyio import to_thread
 
-from ..errors import JournalFailed, NotFound, Unavailable
+from ..errors import Conflict, JournalFailed, NotFound, Unavailable
 from . import mutations
 from .blob_store import BlobStore
 from .events import listed_digests
@@ -59,6 +59,17 @@ SELECT_DEPENDENTS = """
     WHERE runs.session_id = ?1 AND sessions.id <> ?1
     UNION ALL
     SELECT 1 FROM pins JOIN runs ON runs.id = pins.run_id WHERE runs.session_id = ?1"""
+SELECT_DEPENDENT_SESSIONS = """
+    SELECT DISTINCT dependent.id, dependent.name, dependent.purpose, dependent.owner
+    FROM runs AS parent JOIN runs AS child ON child.parent_id = parent.id
+    JOIN sessions AS dependent ON dependent.id = child.session_id
+    WHERE parent.session_id = ?1 AND dependent.id <> ?1
+    UNION
+    SELECT sessions.id, sessions.name, sessions.purpose, sessions.owner
+    FROM sessions JOIN runs ON runs.id IN (tip, origin)
+    WHERE runs.session_id = ?1 AND sessions.id <> ?1"""
+SELECT_SESSION_PINS = """
+    SELECT runs.id, step FROM pins JOIN runs ON runs.id = pins.run_id WHERE runs.session_id = ?"""
 SELECT_EVENT_SIZE = """
     SELECT count(*), coalesce(sum(length(body) + coalesce(length(large_fields), 0)), 0)
     FROM events WHERE session_id = ?"""
@@ -312,6 +323,65 @@ def _hide_session(usage: SessionUsage, rows: Connection) -> bool:
         return False
     mutations.hide_sessions(rows, [usage.id])
     return True
+
+
+def list_removed_sessions(
+    session_id: str, attached_purposes: Collection[str], rows: Connection
+) -> dict[str, str | None]:
+    """Return the sessions that go with a session, itself first, with the servers that own them.
+
+    Sessions of the purposes `attached_purposes` go with the session that they depend on. Raises
+    `Conflict` if any other session depends on one of them, or if a run is pinned.
+    """
+    found: dict[str, str | None] = {session_id: None}
+    waiting = [session_id]
+    while waiting:
+        each = waiting.pop()
+        for run_id, step in rows.execute(SELECT_SESSION_PINS, (each,)):
+            raise Conflict(
+                f"Step {step} of the session is pinned (run {run_id}), so it is not deleted.",
+                remedy="Unpin the step first.",
+            )
+        for dependent, name, purpose, owner in rows.execute(SELECT_DEPENDENT_SESSIONS, (each,)):
+            if dependent in found:
+                continue
+            if purpose not in attached_purposes:
+                raise Conflict(
+                    f"The session {name or dependent!r} was forked from this one and needs its "
+                    "steps.",
+                    remedy=f"Delete {name or dependent} first.",
+                )
+            found[dependent] = owner
+            waiting.append(dependent)
+    return found
+
+
+async def hide_session(
+    journal: Journal, session_id: str, attached_purposes: Collection[str]
+) -> list[str]:
+    """Make a session that this server owns, and those that go with it, unfindable for good.
+
+    Returns their ids. Raises `Conflict` as `list_removed_sessions` does, or if another server has
+    one of them; then nothing has changed.
+    """
+
+    def hide(rows: Connection) -> list[str]:
+        found = list_removed_sessions(session_id, attached_purposes, rows)
+        for each in _live_owners(journal, found.values()):
+            raise Conflict(
+                f"An attempt or an agent of this session is in use by a server ({each}).",
+                remedy="Try again when it has ended.",
+            )
+        mutations.hide_sessions(rows, found)
+        return list(found)
+
+    return await journal.write(hide)
+
+
+async def erase_hidden_sessions(journal: Journal, session_ids: Iterable[str]) -> None:
+    """Erase the events of hidden sessions; the next collection frees their unused blobs."""
+    for session_id in session_ids:
+        await _erase_session(journal, session_id)
 
 
 async def _finish_removals(journal: Journal) -> None:

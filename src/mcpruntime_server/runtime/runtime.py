@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
 
 from ..config import SandboxSettings, ServerSettings
-from ..errors import InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
+from ..errors import Conflict, InvalidRequest, JournalFailed, McpRuntimeError, NotFound, Unavailable
+from ..journal import retention
 from ..journal.events import QuestionAnswered, RunError, RunFinished, RunQueued, SessionOpened
 from ..journal.recording import load_recording
 from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, SubmittedAnswer
@@ -51,6 +53,7 @@ CAPACITY_POLL_INTERVAL_S = 0.5  # while there is no room for a session with a ru
 REPLY_POLL_INTERVAL_S = 0.5  # for answers from other processes, while a run waits for one
 BUSY_REPLY_POLL_INTERVAL_S = 1.0  # while runs are active, which another process may cancel
 IDLE_REPLY_POLL_INTERVAL_S = 5.0  # while none is: an answer may be for a dead server's run
+ATTACHED_PURPOSES = (RERUN_PURPOSE, AGENT_PURPOSE)  # of sessions that are deleted with another
 MB = 1024 * 1024
 MAX_VALUE_CHARS = 256 * 1024  # of a value that leaves the sandbox whole
 SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
@@ -434,6 +437,38 @@ class Runtime:
         """Close an idle session; it can be opened again."""
         self._forget_session(session)
         session.close()
+
+    async def delete_session(self, row: SessionRow) -> None:
+        """Delete an idle session with its attempts and its agents; forks are never deleted with it.
+
+        Raises `Conflict` if a run of it is unfinished or pinned, or if a fork needs its steps, and
+        `Unavailable` if another server has it.
+        """
+        async with self._opening_lock:
+            survey = partial(retention.list_removed_sessions, row.id, ATTACHED_PURPOSES)
+            found = await self.journal.read(survey)
+            for session_id in found:
+                self._check_deletable(session_id)
+            for session_id in found:
+                if session_id in self._sessions:
+                    self.retire_session(self._sessions[session_id])
+                await self._wait_until_closed(session_id)
+            await self.journal.claim_session(row.id)
+            try:
+                hidden = await retention.hide_session(self.journal, row.id, ATTACHED_PURPOSES)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self.journal.release_session(row.id)
+        await retention.erase_hidden_sessions(self.journal, hidden)
+        logger.info("%s deleted session %s, %d in all", row.principal, row.id, len(hidden))
+
+    def _check_deletable(self, session_id: str) -> None:
+        live = self._sessions.get(session_id)
+        if live is not None and not live.is_idle:
+            raise Conflict(
+                "A run of the session is unfinished, so it is not deleted.",
+                remedy="Cancel the run, or wait for its end.",
+            )
 
     def release_requests(self) -> None:
         """End all requests with what is known of their runs, which the next server continues."""

@@ -128,6 +128,17 @@ SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
         description="A session, by its id or its name, with its last runs.",
     ),
     ApiRoute(
+        "DELETE",
+        SESSION_PATH,
+        "deleteSession",
+        SessionApi.delete_session,
+        ("run",),
+        {204: None},
+        errors=[404, 409, 503],
+        description="Delete a session for good, with its attempts and agents. It is refused while "
+        "a run is unfinished or pinned, or while a fork needs its steps.",
+    ),
+    ApiRoute(
         "GET",
         f"{SESSION_PATH}/files",
         "listFiles",

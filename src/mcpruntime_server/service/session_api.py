@@ -147,6 +147,11 @@ class SessionApi:
         not_undone = describe_writes(rewound.remaining_writes)
         return document_response(await self._describe_position(row, rewound.run, not_undone))
 
+    async def delete_session(self, request: Request) -> Response:
+        """Delete a session with everything that is recorded of it."""
+        await self._runtime.delete_session(await self._find_session(request))
+        return Response(status_code=204)
+
     async def fork_session(self, request: Request) -> Response:
         """Create a session that starts from a step of this one."""
         row = await self._find_session(request)

@@ -1,6 +1,7 @@
 // The page of a session: scrubbing over its steps, and following it while it works.
 
 import { startChanges } from "./changes.js";
+import { startDeletion } from "./deletion.js";
 import { announce, find, findAll, isWriting, make } from "./dom.js";
 import { formatDuration, formatMoney } from "./formats.js";
 import { loadDocument, loadJson, sendJson } from "./http.js";
@@ -208,6 +209,7 @@ async function showTarget() {
 
 addEventListener("hashchange", showTarget);
 
+startDeletion(find("[data-delete]"), session);
 startOutput();
 const shown = find(".panel", frame);
 if (shown) {
