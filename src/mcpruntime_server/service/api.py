@@ -6,12 +6,14 @@ one of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import InsufficientScope, McpRuntimeError, RateLimited
 from . import api_models as models
@@ -326,15 +328,26 @@ def build_api_routes(services: ApiServices, authentication: Authentication) -> l
         *bind_api_handlers(services),
         (document.route, answer_errors(partial(document.route.handler, document))),
     ]
+    by_path: dict[str, dict[str, ASGIApp]] = {}
+    for each, handler in bound:
+        methods = by_path.setdefault(each.path, {})
+        methods[each.method] = authentication.protect(handler, each.scopes)
     return [
-        Route(
-            each.path,
-            authentication.protect(handler, each.scopes),
-            methods=[each.method],
-            name=each.name,
-        )
-        for each, handler in bound
+        Route(path, MethodDispatcher(methods), methods=list(methods))
+        for path, methods in by_path.items()
     ]
+
+
+class MethodDispatcher:
+    """One path with several methods, so that the answer to any other names all of them."""
+
+    def __init__(self, apps: Mapping[str, ASGIApp]) -> None:
+        self._apps = apps
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on to the application of its method; HEAD is answered as GET is."""
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self._apps[method](scope, receive, send)
 
 
 def answer_errors(handler: Handler) -> Handler:
