@@ -84,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(b"0123456789" * (LARGE_BYTES // 10), "application/octet-stream")
         elif path == "/chunked":
             self._send_chunks([b"one\n", b"two\n", b"three\n"])
+        elif path == "/cut":
+            self._send_chunks([b"x" * 100_000] * 8, is_whole=False)
         elif path == "/gzip":
             data = gzip.compress(b"compressed text", mtime=0)
             self._send(data, "text/plain", ("Content-Encoding", "gzip"))
@@ -136,13 +138,14 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         self.wfile.flush()
 
-    def _send_chunks(self, chunks: list[bytes]) -> None:
+    def _send_chunks(self, chunks: list[bytes], *, is_whole: bool = True) -> None:
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for chunk in (*chunks, b""):
+        for chunk in (*chunks, b"") if is_whole else chunks:
             self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
         self.wfile.flush()
+        self.close_connection = not is_whole
 
 
 class QuickServer(ThreadingHTTPServer):

@@ -229,6 +229,22 @@ async def test_a_broken_answer_is_an_error_that_names_the_host(
     assert text.startswith("127.0.0.1 ended the connection")
 
 
+async def test_an_answer_of_unknown_length_that_is_cut_short_is_an_error(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import http.client, requests, urllib.request
+found = []
+for read in (lambda: requests.get(U + '/cut').content, urllib.request.urlopen(U + '/cut').read):
+    try:
+        found.append(len(read()))
+    except (requests.RequestException, http.client.IncompleteRead) as exc:
+        found.append(type(exc).__name__)
+found"""
+    found = await connection.evaluate(program(web, code), "cut")
+    assert found == ["ChunkedEncodingError", "IncompleteRead"]
+
+
 async def test_other_protocols_are_refused_with_a_sentence(connection: ServerConnection) -> None:
     code = """
 import os, socket

@@ -43,6 +43,7 @@ MAX_LINGER_BYTES = 1024 * 1024
 UPLOAD_TARGET = "uploads.piece"
 DOWNLOAD_TARGET = "downloads.piece"
 TLS_HANDSHAKE = b"\x16"
+LAST_CHUNK = b"0\r\n\r\n"
 TLS_ALERT = b"\x15"
 
 REQUEST_LINE = re.compile(rb"([A-Za-z]{1,20}) ([!-~]{1,8000}) HTTP/1\.([01])")
@@ -248,11 +249,14 @@ class TlsContexts:
 
 
 class RequestHead:
-    """The request line and the headers of a request."""
+    """The request line and the headers of a request; HTTP/1.0 does not read chunks."""
 
-    def __init__(self, method: str, target: str, headers: List[Tuple[str, str]]) -> None:
+    def __init__(
+        self, method: str, target: str, headers: List[Tuple[str, str]], reads_chunks: bool
+    ) -> None:
         self.method = method
         self.target = target
+        self.reads_chunks = reads_chunks
         self.headers = headers
 
     def find_values(self, name: str) -> List[str]:
@@ -290,7 +294,8 @@ def parse_head(data: bytes) -> RequestHead:
         if header is None:
             raise RequestRefused(400, f"This is not a header: {line[:80]!r}")
         headers.append((header[1].decode("ascii"), header[2].decode("latin-1")))
-    return RequestHead(found[1].decode("ascii").upper(), found[2].decode("ascii"), headers)
+    method, target = found[1].decode("ascii").upper(), found[2].decode("ascii")
+    return RequestHead(method, target, headers, found[3] == b"1")
 
 
 def build_url(head: RequestHead, tunnel: str) -> str:
@@ -376,7 +381,7 @@ class ClientConnection:
             args["body"] = body
         host = url.partition("://")[2].partition("/")[0].partition("?")[0].lower()
         answer = self._call(f"web.{head.method} {host}", args)
-        self._send_answer(head.method, answer)
+        self._send_answer(head, answer)
 
     def _call(self, target: str, args: JsonObject, data: bytes = b"") -> Any:
         return self._channel.call_host(self._waiter, self._sock, target, args, data, self._order)
@@ -464,26 +469,34 @@ class ClientConnection:
 
     # answering ------------------------------------------------------------------------------------
 
-    def _send_answer(self, method: str, answer: Mapping[str, Any]) -> None:
+    def _send_answer(self, head: RequestHead, answer: Mapping[str, Any]) -> None:
         status, more = answer["status"], answer.get("more")
         body = decode_body(answer.get("body") or {})
         headers = [(name, value) for name, value in answer["headers"]]
-        if method == "HEAD" or status in BODILESS_STATUSES:
+        if head.method == "HEAD" or status in BODILESS_STATUSES:
             self._send_head(status, answer["reason"], headers)
             self._finish()
             return
         length = len(body) if more is None else answer.get("length")
-        if length is not None:
+        # Many clients take the end of a connection for the end of a body that has neither a length
+        # nor chunks, so that they would not notice one that is cut short.
+        is_chunked = length is None and head.reads_chunks
+        if is_chunked:
+            headers.append(("Transfer-Encoding", "chunked"))
+            body = encode_chunk(body)
+        elif length is not None:
             headers.append(("Content-Length", str(length)))
-        # Without a length, the body goes on until the connection is closed.
         self._send_head(status, answer["reason"], headers, body)
         piece = 0
         while more is not None:
             part = self._call(DOWNLOAD_TARGET, {"response": more, "piece": piece})
-            self._sock.sendall(decode_body(part["body"]))
+            body = decode_body(part["body"])
+            self._sock.sendall(encode_chunk(body) if is_chunked else body)
             piece += 1
             if part["is_last"]:
                 break
+        if is_chunked:
+            self._sock.sendall(LAST_CHUNK)
         self._finish()
 
     def _send_head(
@@ -525,6 +538,11 @@ class ClientConnection:
             if not data:
                 return
             left -= len(data)
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """Return bytes as a chunk of a body; nothing for no bytes, because an empty chunk ends it."""
+    return b"%x\r\n%s\r\n" % (len(data), data) if data else b""
 
 
 def serve_proxy(listener: socket.socket, sock: socket.socket, key: str, folder: str) -> NoReturn:
