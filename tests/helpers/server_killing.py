@@ -400,7 +400,7 @@ class KillingClient:
         """Wait until the upstream was called so often, or for 5 s."""
         before = len(self.read_ledger())
         with anyio.move_on_after(5):
-            while len(self.read_ledger()) < before + times:  # noqa: ASYNC110 - the upstream is another process
+            while len(self.read_ledger()) < before + times:  # noqa: ASYNC110 - of a process
                 await anyio.sleep(0.002)
 
     def read_ledger(self) -> list[str]:

@@ -162,7 +162,7 @@ while isinstance(again := attempt("read.x"), str):
         run = session.start_run(CALL + code, 60.0)
         with anyio.fail_after(60):
             await outside.released.wait()
-            while len(run.calls.ledger.entries) < 2:  # noqa: ASYNC110 - nothing signals the next call
+            while len(run.calls.ledger.entries) < 2:  # noqa: ASYNC110 - no event for it
                 await anyio.sleep(0.01)
             assert outside.journal is not None
             await outside.journal.claim_session((await outside.journal.list_sessions())[0].id)

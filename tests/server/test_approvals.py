@@ -204,7 +204,7 @@ async def test_a_form_allows_what_it_showed_and_not_what_was_asked_since(world: 
         go.touch()
         async with open_journal(world.settings.parent / "data") as journal:
             with anyio.fail_after(TEST_TIMEOUT_S):
-                while len(rows := await journal.list_pending_questions()) < 2:  # noqa: ASYNC110 - no event signals it
+                while len(rows := await journal.list_pending_questions()) < 2:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             run = rows[0].run_id
         answers: Any = {"approval": ElicitResult(action="accept", content={"decision_1": "allow"})}

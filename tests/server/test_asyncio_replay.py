@@ -124,7 +124,7 @@ async def test_a_program_whose_server_is_killed_goes_on(tmp_path: Path, case: st
         finished = anyio.Event()
         tasks.start_soon(run_until_killed, server, code, case, finished)
         with anyio.fail_after(TEST_TIMEOUT_S):
-            while count_lines(log) < kill_after and not finished.is_set():  # noqa: ASYNC110 - of another process
+            while count_lines(log) < kill_after and not finished.is_set():  # noqa: ASYNC110
                 await anyio.sleep(0.002)
         server.kill()
     async with start_ready_server(settings) as server:

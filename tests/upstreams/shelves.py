@@ -1,4 +1,7 @@
-"""An MCP server with resources: `shelves.py NAME`. All have `note://shared`, each its own `note://NAME`."""
+"""An MCP server with resources: `shelves.py NAME`.
+
+All have `note://shared`, and each its own `note://NAME`.
+"""
 
 from __future__ import annotations
 

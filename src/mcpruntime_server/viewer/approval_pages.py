@@ -74,7 +74,7 @@ class QuestionCard:
 
     @property
     def key(self) -> str:
-        """What identifies it in the page."""
+        """Its id in the page."""
         return f"{self.run_id}-{self.name}"
 
     @property
@@ -98,7 +98,7 @@ class ApprovalPages:
         return self._services.renderer.render_page(context, "approvals.html", cards=cards)
 
     async def count_questions(self, request: Request) -> Response:
-        """Return how much waits for an answer."""
+        """Return how many questions and plans wait for a person."""
         state = await self._load_state(find_principal(request.scope))
         return JSONResponse({"count": len(state)}, headers=PAGE_SECURITY_HEADERS)
 
@@ -109,7 +109,7 @@ class ApprovalPages:
         return EventStreamResponse("queue", changes, stopping, PAGE_SECURITY_HEADERS, nullcontext())
 
     async def load_fingerprint(self, principal: str) -> str:
-        """Return a text that is another one when the queue has changed."""
+        """Return a fingerprint of the queue, which changes with it."""
         state = await self._load_state(principal)
         return sha256(json.dumps(state).encode()).hexdigest()
 

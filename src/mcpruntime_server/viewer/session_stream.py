@@ -1,4 +1,4 @@
-"""Server-sent events that say that a session has changed: its page loads what it shows again.
+"""Server-sent events that tell the page of a session to reload what has changed.
 
 An event has no content besides its place in the log, so a page that was disconnected has caught up
 once it has loaded what it shows.

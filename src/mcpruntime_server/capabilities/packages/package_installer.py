@@ -1,4 +1,4 @@
-"""Answers the calls with which code asks for packages.
+"""Handle the calls by which code installs packages.
 
 A call names requirements, what the sandbox has already, and its platform. The answer names wheels
 by digest, so that a replay uses the same bytes; the sandbox imports them from the cache, which it
@@ -31,7 +31,7 @@ MAX_CONCURRENT = 2  # downloads of the whole server
 
 
 class PackageInstaller:
-    """Resolves what code asks for, and fills the cache."""
+    """Resolves requirements and downloads wheels into the cache."""
 
     def __init__(self, cache: WheelCache, mode: Verdict, allowed: Sequence[str]) -> None:
         self._cache = cache
@@ -52,7 +52,7 @@ class PackageInstaller:
         return self._mode
 
     async def handle_call(self, target: str, args: JsonObject) -> JsonObject:
-        """Bring packages into the cache; return their wheels. Raises `CallFailed`."""
+        """Download packages into the cache and return their wheels; raises `CallFailed`."""
         if target != INSTALL_TARGET:
             raise CallFailed("not_found", f"There is no {target!r:.100}.")
         requirements = parse_requirements(args.get("requirements"))
@@ -78,7 +78,7 @@ class PackageInstaller:
     async def _resolve(
         self, requirements: list[Requirement], installed: Mapping[str, str], platform: Platform
     ) -> list[ResolvedWheel]:
-        """Return the wheels that are needed, by an answer of today or by the index."""
+        """Return the needed wheels, from the resolution cache or from the index."""
         key = make_key(requirements, installed, platform)
         known = await run_sync(self._resolutions.find, key)
         if known is not None:

@@ -1,4 +1,4 @@
-"""What code may ask for: names with versions, and nothing that an installer would take as more."""
+"""Parse requirements: names with versions only, no addresses, paths or options."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse_requirements(texts: Any) -> list[Requirement]:
 
 
 def parse_installed(installed: Any) -> dict[str, str]:
-    """Return the versions of what a sandbox has, by canonical name; raises `CallFailed`."""
+    """Return the installed versions of a sandbox, by canonical name; raises `CallFailed`."""
     if not isinstance(installed, dict) or len(installed) > MAX_INSTALLED:
         raise CallFailed("invalid_arguments", "The installed packages are names with versions.")
     found = {}
@@ -68,15 +68,15 @@ def find_refused(requirements: Sequence[Requirement], allowed: Sequence[str]) ->
 
 
 def canonicalize_pattern(pattern: str) -> str:
-    """Return a pattern of names as it matches canonical names."""
+    """Return a name pattern in the form that matches canonical names."""
     return re.sub(r"[-_.]+", "-", pattern).lower()
 
 
 class Platform:
-    """The Python and the system that packages are for, as a sandbox describes them."""
+    """The Python version and the platform of a sandbox."""
 
     def __init__(self, description: Any) -> None:
-        """Read the description; raises `CallFailed`."""
+        """Parse the description that a sandbox sends; raises `CallFailed`."""
         match description:
             case {"python": str(python), "machine": str(machine), "glibc": str(glibc)} if (
                 PYTHON_VERSION.fullmatch(python)

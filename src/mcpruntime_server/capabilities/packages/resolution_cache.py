@@ -1,4 +1,4 @@
-"""What requirements led to, kept for a day, so that the next session need not ask the index.
+"""Resolved requirements, kept for a day, so that the next session does not ask the index.
 
 An older answer is used only when the index does not answer.
 """
@@ -24,13 +24,13 @@ MAX_FILE_BYTES = 1024 * 1024
 
 
 class ResolutionCache:
-    """The files in `folder`, one for each question."""
+    """Resolutions as files in `folder`, one for each set of requirements."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def find(self, key: str, max_age_s: float = MAX_AGE_S) -> list[ResolvedWheel] | None:
-        """Return what a question led to, unless that was too long ago."""
+        """Return a stored resolution, unless it is too old."""
         path = self._folder / f"{key}.json"
         try:
             if time.time() - path.stat().st_mtime > max_age_s:
@@ -41,7 +41,7 @@ class ResolutionCache:
             return None
 
     def keep(self, key: str, wheels: Sequence[ResolvedWheel]) -> None:
-        """Keep what a question led to."""
+        """Store a resolution."""
         path = self._folder / f"{key}.json"
         write_atomically(path, json.dumps([asdict(wheel) for wheel in wheels]).encode())
         os.utime(path)  # it may have been there
@@ -50,6 +50,6 @@ class ResolutionCache:
 def make_key(
     requirements: Sequence[Requirement], installed: Mapping[str, str], platform: Platform
 ) -> str:
-    """Return what stands for a question."""
+    """Return the key under which a resolution is stored."""
     parts = [sorted(map(str, requirements)), sorted(installed.items()), vars(platform)]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

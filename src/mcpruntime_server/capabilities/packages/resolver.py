@@ -90,7 +90,7 @@ async def download_wheel(wheel: ResolvedWheel, platform: Platform, folder: Path)
 
 
 async def run_pip(arguments: Sequence[str], timeout_s: float) -> None:
-    """Run pip; raises `CallFailed` with what it says if it fails."""
+    """Run pip; raises `CallFailed` with its message if it fails."""
     environment = {**os.environ, "PIP_NO_COLOR": "1", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "pip", *arguments]
     with anyio.move_on_after(timeout_s) as scope:
@@ -104,7 +104,7 @@ async def run_pip(arguments: Sequence[str], timeout_s: float) -> None:
 
 
 def explain_pip_failure(stderr: bytes) -> str:
-    """Return why pip has failed, in its own words."""
+    """Return the reason of a failure from the stderr of pip."""
     text = stderr.decode("utf-8", "replace")
     if "No module named pip" in text:
         return "The server's Python has no pip: install it there (`python -m ensurepip`)."

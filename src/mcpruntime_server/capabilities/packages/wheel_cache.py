@@ -1,4 +1,4 @@
-"""Wheels that were unpacked once, by digest; sandboxes see them read-only and share them.
+"""Unpacked wheels by digest, which all sandboxes share and see read-only.
 
 Rule 1: nothing of a wheel runs here. It is unpacked as data: no links, no paths that lead out, no
 `.pth` files, bounded in size and number of files.
@@ -50,13 +50,13 @@ class WheelCache:
         self._max_bytes = max_bytes
 
     def create(self) -> None:
-        """Create the folder, if there is none; only the server may enter the one around it."""
+        """Create the folder if it is missing; only the server may enter its parent."""
         self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.mkdir(exist_ok=True)
         self.root.chmod(FOLDER_MODE)
 
     def has(self, digest: str) -> bool:
-        """Return whether a wheel is there, and note that it is used."""
+        """Return whether a wheel is cached, and note that it is used."""
         folder = self.root / digest
         if not DIGEST.fullmatch(digest) or not folder.is_dir():
             return False
@@ -64,7 +64,7 @@ class WheelCache:
         return True
 
     def add(self, wheel: Path, digest: str) -> None:
-        """Unpack a downloaded wheel; raises `CallFailed` if it is not what was asked for."""
+        """Unpack a downloaded wheel; raises `CallFailed` if its digest differs."""
         if hash_wheel(wheel) != digest:
             raise CallFailed("protocol", f"{wheel.name} does not have the digest of the index.")
         draft = self.root / f"{DRAFT_PREFIX}{secrets.token_hex(8)}"
@@ -114,7 +114,7 @@ class WheelCache:
         return sorted(found, key=lambda wheel: -wheel.used_at)
 
     def prune(self, unused_days: float) -> list[CachedWheel]:
-        """Remove what was not used for so many days, and drafts; return what was removed."""
+        """Remove drafts and wheels unused for so many days; return the removed wheels."""
         oldest = time.time() - unused_days * 24 * 3600
         removed = [wheel for wheel in self.list_wheels() if wheel.used_at < oldest]
         for wheel in removed:
@@ -126,7 +126,7 @@ class WheelCache:
 
 
 def place_entry(entry: zipfile.ZipInfo) -> PurePosixPath | None:
-    """Return where a file of a wheel belongs; None for what is left out.
+    """Return the path of a wheel's file below the package folder; None if it is left out.
 
     Raises `ValueError` if it is no plain file inside the wheel.
     """

@@ -28,7 +28,7 @@ EMBEDDING_NETWORKS = tuple(  # IPv6 addresses that stand for IPv4 ones, which ar
 
 
 def is_public(address: IpAddress) -> bool:
-    """Return whether an address belongs to the internet."""
+    """Return whether an address is public."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -105,7 +105,7 @@ class CheckedBackend(AsyncNetworkBackend):
         raise problem
 
     async def connect_unix_socket(self, *_: Any, **__: Any) -> AsyncNetworkStream:
-        """Refuse: no web address leads there."""
+        """Refuse to connect: a web request never uses a local socket."""
         raise ConnectError("a web request uses no UNIX socket")
 
     async def sleep(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Answers of which code has read only a part: the rest waits here until code asks for it.
+"""Responses that code has read in part: the rest waits here until code asks for it.
 
 Rule: each is closed when it is read to its end, when it fails, or when nobody has asked for a piece
 of it for a minute. A session and the server have so many at most.
@@ -26,7 +26,7 @@ CLOSE_TIMEOUT_S = 1.0
 
 @dataclass
 class OpenResponse:
-    """The rest of the body of an answer."""
+    """A response whose body has not been read to its end."""
 
     session_id: str
     response: Response
@@ -68,20 +68,20 @@ class OpenResponse:
         return piece, is_last
 
     async def close(self) -> None:
-        """Close the connection that it comes from, within a time limit."""
+        """Close the connection within a time limit."""
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await self.response.aclose()
 
 
 class OpenResponses:
-    """All unfinished answers, by the id that their code has."""
+    """All unfinished responses, by the id that code got for each."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, OpenResponse] = {}
         self._numbers = count(1)
 
     def check_room(self, session_id: str) -> None:
-        """Raise `CallFailed` if there are too many unfinished answers for another one."""
+        """Raise `CallFailed` if there are too many unfinished responses."""
         own = sum(each.session_id == session_id for each in self._by_id.values())
         if own >= MAX_OPEN_PER_SESSION or len(self._by_id) >= MAX_OPEN:
             raise CallFailed(
@@ -91,13 +91,13 @@ class OpenResponses:
             )
 
     def add(self, response: OpenResponse) -> str:
-        """Keep the rest of an answer; return its id."""
+        """Keep an unfinished response; return its id."""
         response_id = f"r{next(self._numbers)}"
         self._by_id[response_id] = response
         return response_id
 
     async def read_piece(self, response_id: str, piece: int, session_id: str) -> tuple[bytes, bool]:
-        """Return a piece of an answer, and whether it is the last one; raises `CallFailed`."""
+        """Return the next piece of a body, and whether it is the last one; raises `CallFailed`."""
         found = self._by_id.get(response_id)
         if found is None or found.session_id != session_id:
             raise CallFailed("unavailable", "The rest of this answer is no longer available.")
@@ -117,7 +117,7 @@ class OpenResponses:
         return data, is_last
 
     async def close_idle(self) -> None:
-        """Close answers that nobody reads, for as long as the server runs."""
+        """Close responses that nobody reads, for as long as the server runs."""
         try:
             while True:
                 await anyio.sleep(SWEEP_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""The credentials that requests to certain hosts get, and that never come back from there.
+"""Credentials that are added to the requests for a host, and removed from its responses.
 
 Rule 1: one is sent over HTTPS, to exactly its host, in place of what code has written there.
 Rule 2: an answer to such a request is not compressed, and whatever in it repeats the credential is
@@ -19,7 +19,7 @@ MIN_SECRET_CHARS = 6  # of a word of the value; shorter ones occur by chance
 
 
 class HostCredential:
-    """The header of one host."""
+    """The credential of one host, as a header of requests."""
 
     def __init__(self, settings: WebCredential) -> None:
         self._name = settings.header.encode()
@@ -29,13 +29,13 @@ class HostCredential:
         self.redactor = Credentials({value, *words[-1:]})
 
     def apply(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """Return headers with the credential, which ask for an answer that is not compressed."""
+        """Return request headers with the credential, which ask for an uncompressed response."""
         replaced = (self._name.lower(), *COMPRESSION_HEADERS)
         kept = [each for each in headers if each[0].lower() not in replaced]
         return [*kept, (b"Accept-Encoding", b"identity"), (self._name, self._value)]
 
     def redact_headers(self, headers: list[list[str]]) -> list[list[str]]:
-        """Return the headers of an answer without the credential; raises `CallFailed`."""
+        """Return response headers without the credential; raises `CallFailed`."""
         for name, value in headers:
             if name.lower() == "content-encoding" and value.strip().lower() != "identity":
                 raise CallFailed(
@@ -46,7 +46,7 @@ class HostCredential:
         return [[self.redactor.redact_text(each) for each in header] for header in headers]
 
     async def redact_body(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """Yield a body without the credential."""
+        """Yield the pieces of a response body without the credential."""
         pending = b""
         async for chunk in chunks:
             done, pending = self.redactor.redact_beginning(pending + chunk)
@@ -57,7 +57,7 @@ class HostCredential:
 
 
 class HostCredentials:
-    """All of them, by host."""
+    """The credentials of all hosts."""
 
     def __init__(self, settings: Mapping[str, WebCredential]) -> None:
         self._by_host = {host: HostCredential(each) for host, each in settings.items()}

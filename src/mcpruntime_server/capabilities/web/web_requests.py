@@ -163,7 +163,7 @@ class WebRequests:
         return answer
 
     async def handle_download(self, target: str, args: JsonObject) -> JsonObject:
-        """Return a further piece of an answer; raises `CallFailed`."""
+        """Return the next piece of a response body; raises `CallFailed`."""
         response_id, piece = args.get("response"), args.get("piece")
         if target != DOWNLOAD_TARGET or type(piece) is not int or type(response_id) is not str:
             raise CallFailed("invalid_arguments", "A piece of an answer has an id and a number.")
@@ -272,7 +272,7 @@ def check_headers(headers: Any) -> list[tuple[bytes, bytes]]:
 
 @contextmanager
 def report_failures(host: str, timeout_s: float) -> Iterator[None]:
-    """Raise the failures of a connection as `CallFailed`."""
+    """Convert connection errors to `CallFailed`."""
     try:
         yield
     except httpcore2.TimeoutException:
@@ -289,13 +289,13 @@ def report_failures(host: str, timeout_s: float) -> Iterator[None]:
 
 
 def read_reason(response: httpcore2.Response) -> str:
-    """Return the reason phrase of an answer, as far as it is plain text."""
+    """Return the printable characters of the reason phrase of a response."""
     reason = response.extensions.get("reason_phrase", b"").decode("latin-1")
     return "".join(char for char in reason if " " <= char <= "~")[:MAX_REASON_CHARS]
 
 
 def read_headers(response: httpcore2.Response) -> list[list[str]]:
-    """Return the headers of an answer that are not about its connection."""
+    """Return the headers of a response, except those about its connection."""
     return [
         [name.decode("latin-1"), value.decode("latin-1")]
         for name, value in response.headers
@@ -304,7 +304,7 @@ def read_headers(response: httpcore2.Response) -> list[list[str]]:
 
 
 def read_length(response: httpcore2.Response) -> int | None:
-    """Return how many bytes the body of an answer has, if the server says so."""
+    """Return the length of a response body in bytes; None if the server does not say."""
     for name, value in response.headers:
         if name.lower() == b"content-length" and value.isdigit():
             return int(value)
@@ -326,7 +326,7 @@ def summarize_request(address: WebAddress, body: Any) -> JsonObject:
 async def open_web_requests(
     settings: NetworkSettings, journal: Journal, count_request: Callable[[str], float]
 ) -> AsyncIterator[WebRequests]:
-    """Yield what answers web requests; leaving ends all of them."""
+    """Yield the handler of web requests; leaving the context ends all of them."""
     policy = AddressPolicy(settings.private)
     ca_file = "" if settings.ca_file.name == "" else str(settings.ca_file)
     context = await anyio.to_thread.run_sync(make_tls_context, ca_file)
