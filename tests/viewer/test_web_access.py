@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from playwright.async_api import expect
 
+from mcpruntime_server.service.api import API_ROUTES
+
 from ..helpers.commands import run_command
 from ..helpers.event_streams import connect_api
 from .conftest import Viewer
@@ -90,3 +92,27 @@ async def test_a_write_needs_the_token_and_the_origin_of_a_page(
             assert (await api.post(path, {}, headers=wrong)).status_code == 403
             del headers[header]
             assert (await api.post(path, {}, headers=headers)).status_code == 403
+
+
+async def test_every_write_is_refused_without_the_token_of_its_login_or_from_elsewhere(
+    viewer: Viewer,
+) -> None:
+    async with viewer.open() as page:
+        token = str(await page.get_attribute("meta[name=csrf-token]", "content"))
+        [cookie] = await page.context.cookies()
+    headers = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+    attempts = (
+        {"Origin": viewer.base},
+        {"Origin": viewer.base, "X-CSRF-Token": token[::-1]},
+        {"Origin": "http://127.0.0.1:1", "X-CSRF-Token": token},
+        {"Origin": "null", "X-CSRF-Token": token},
+        {"X-CSRF-Token": token},
+    )
+    writes = [(each.method, f"/ui/api{each.path}") for each in API_ROUTES if each.method != "GET"]
+    assert len(writes) >= 10
+    async with viewer.service.http(**headers) as http:
+        for method, path in [*writes, ("POST", "/skills/x/state")]:
+            for attempt in attempts:
+                response = await http.request(method, viewer.base + path, headers=attempt, json={})
+                assert response.status_code == 403, (method, path, attempt)
+                assert "insufficient_scope" not in response.text
