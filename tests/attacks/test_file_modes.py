@@ -30,6 +30,8 @@ knowledge.search('pears')
 item * 2
 """
 SHARED_BITS = 0o077
+# Sandboxes read wheels as another user; nobody else may enter the folder around them.
+READ_BY_SANDBOXES = "data/packages/wheels"
 # by pattern, below the folder of the settings
 KEPT = (
     "data",
@@ -44,6 +46,7 @@ KEPT = (
     "data/exports",
     "data/exports/report.txt",
     "data/knowledge-*.db",
+    "data/packages",
     "tool_shims",
     "tool_shims/counted.py",
     "skills_store",
@@ -104,6 +107,7 @@ async def test_only_the_user_may_read(folder: Path, pattern: str) -> None:
 async def test_nothing_else_is_left_open(folder: Path) -> None:
     for name in ("data", "tool_shims", "skills_store"):
         modes = modes_below(folder / name, "**/*")
+        modes.pop(str(folder / READ_BY_SANDBOXES), None)
         assert not {path: oct(mode) for path, mode in modes.items() if mode & SHARED_BITS}
 
 

@@ -21,7 +21,8 @@ PRIVATE_UMASK = 0o077
 SHARED_BITS = stat.S_IRWXG | stat.S_IRWXO
 INHERIT_UMASK = -1  # what `subprocess` takes for the umask of this process
 DATA_NAME = re.compile(  # of what this package keeps in the data folder
-    r"blobs|catalogues|collect\.lock|exports|inputs|logs|sandboxes|servers|skills_store|tool_shims"
+    r"blobs|catalogues|collect\.lock|exports|inputs|logs|packages|sandboxes|servers|skills_store"
+    r"|tool_shims|request_state\.key|open-viewer\.html"
     r"|(?:credentials|tokens)\.(?:json|lock)|(?:journal|knowledge-[0-9]+)\.db(?:-shm|-wal)?"
 )
 FOLDER_SETTINGS = (("server", "shims_dir"), ("server", "export_dir"), ("skills", "folder"))
