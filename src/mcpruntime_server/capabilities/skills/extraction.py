@@ -20,6 +20,7 @@ from ...errors import SkillRefused
 from ...journal.events import canonical_json
 from ...journal.recording import RecordedCall
 from ...protocol.library_names import MODELS_MODULE
+from ..python_parsing import parse_expression, parse_module
 from .model import CONTEXT_NAME, RecordedCase, RecordedStep, Skill
 from .parameters import FoundParameter, find_parameters, replace_literals
 from .skill_names import choose_free_name
@@ -135,7 +136,7 @@ def find_result(statement: ast.stmt) -> Result:
             return Result(value, [ast.Return(value)])
         case ast.Assign([*_, target], value) | ast.AnnAssign(target, value=ast.expr() as value):
             variable = ast.unparse(target)
-            return Result(value, [statement, ast.Return(_parse_expression(variable))], variable)
+            return Result(value, [statement, ast.Return(parse_expression(variable).body)], variable)
         case ast.AugAssign(ast.Name(name)):
             value = ast.Name(name, ast.Load())
             return Result(value, [statement, ast.Return(value)], name)
@@ -322,7 +323,7 @@ def keep_called_function(
     inputs = json.loads(canonical_json(inputs))
     add_types(entry, inputs, case)
     if entry.name != ENTRY_FUNCTION:
-        beside += ast.parse(f"{ENTRY_FUNCTION} = {entry.name}").body
+        beside += parse_module(f"{ENTRY_FUNCTION} = {entry.name}").body
     summary = summarize_function(entry, name or entry.name)
     return Skill(
         choose_free_name(entry.name, ()),
@@ -357,13 +358,9 @@ def add_types(function: FunctionNode, inputs: Mapping[str, object], case: Record
     for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs):
         annotation = annotation_of(inputs.get(arg.arg))
         if arg.annotation is None and annotation not in ("None", "Any"):
-            arg.annotation = _parse_expression(annotation)
+            arg.annotation = parse_expression(annotation).body
     if function.returns is None and (annotation := case.result_annotation):
-        function.returns = _parse_expression(annotation)
-
-
-def _parse_expression(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
+        function.returns = parse_expression(annotation).body
 
 
 # a function that is made of statements ------------------------------------------------------------
@@ -393,7 +390,7 @@ def generate_function(
     summary = _summarize_result(words, case)
     statements = list(replace_literals([*inside[:-1], *result.statements], found))
     if any(each.needs_copy for each in found):
-        beside.insert(0, *ast.parse("from copy import deepcopy").body)
+        beside.insert(0, *parse_module("from copy import deepcopy").body)
     is_async = any(_awaits(node) for node in statements)
     function = make_run(found, statements, summary, case.result_annotation, is_async=is_async)
     source = render_module(summary, [*beside, function])
@@ -494,7 +491,8 @@ def make_run(
         docstring = summary
     returns = f" -> {annotation}" if annotation else ""
     keyword = "async def" if is_async else "def"
-    function = ast.parse(f"{keyword} {ENTRY_FUNCTION}({', '.join(parts)}){returns}: pass").body[0]
+    header = f"{keyword} {ENTRY_FUNCTION}({', '.join(parts)}){returns}"
+    function = parse_module(f"{header}: pass").body[0]
     assert isinstance(function, FunctionNode)
     function.body = [ast.Expr(ast.Constant(docstring)), *statements]
     return function

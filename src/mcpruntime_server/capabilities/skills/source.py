@@ -23,6 +23,7 @@ from ...protocol.library_names import (
     TOOLS_NAMES,
     TOOLS_PACKAGE,
 )
+from ..python_parsing import parse_module
 from ..source_text import SourceText
 
 Tree = TypeVar("Tree", bound=ast.AST)
@@ -70,7 +71,7 @@ def parse_source(source: str) -> ast.Module:
         line = source.count("\n", 0, match.start()) + 1
         raise SkillRefused(f"Line {line} has characters that change the direction of text.")
     try:
-        return ast.parse(source)
+        return parse_module(source)
     except SyntaxError as exc:
         message = f"The code cannot be parsed: line {exc.lineno}: {exc.msg}."
         raise SkillRefused(message) from None
@@ -329,7 +330,7 @@ def parameter_descriptions(entry: FunctionNode) -> dict[str, str]:
 def source_shape(source: str) -> str:
     """Return a digest of source without its docstrings, defaults and return types."""
     try:
-        tree = without_docstrings(ast.parse(source))
+        tree = without_docstrings(parse_module(source))
         for node in tree.body:
             if isinstance(node, FunctionNode):
                 hide_defaults(node.args)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...protocol.payloads import JsonSchema
 from ..json_pointers import resolve_pointer
+from ..python_parsing import parse_expression
 from ..source_text import SourceText
 from .python_names import is_public_name, to_class_name, to_identifier
 
@@ -74,7 +75,7 @@ def checked_annotation(annotation: str) -> SourceText:
     if len(annotation) > MAX_ANNOTATION_CHARS:
         return SourceText("Any")
     try:
-        tree = ast.parse(annotation, mode="eval", feature_version=(3, 9))
+        tree = parse_expression(annotation, feature_version=(3, 9))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return SourceText("Any")
     is_plain = all(isinstance(node, ALLOWED_NODES) for node in ast.walk(tree))

@@ -25,6 +25,7 @@ from typing import Any
 from mcp import types
 
 from ...protocol.payloads import JsonSchema
+from ..python_parsing import parse_module
 from ..source_text import SourceText
 from .argument_choices import ChoiceFinder, Choices
 from .python_names import (
@@ -410,7 +411,7 @@ def render_shim(module: ShimModule) -> str:
 
 def parse_part(module: str, source: str) -> list[ast.stmt]:
     """Return the statements of a part of a module; raises `ValueError` for invalid ones."""
-    tree = ast.parse(source, feature_version=(3, 9))
+    tree = parse_module(source, feature_version=(3, 9))
     # The compiler finds errors that the parser accepts, such as a duplicate parameter.
     compile(tree, f"<{module}>", "exec")
     return tree.body

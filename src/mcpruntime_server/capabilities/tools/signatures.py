@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..python_parsing import parse_expression
 from ..source_text import SourceText
 from .schema_annotations import TypedDictSpec
 from .shim_generator import ShimModule, ShimParameter, ToolShim
@@ -64,7 +65,7 @@ def format_brief_signature(server: str, tool: ToolShim) -> str | None:
 
 def needs_no_record(parameter: ShimParameter) -> bool:
     """Return whether the annotation has only types that Python has."""
-    nodes = ast.walk(ast.parse(parameter.annotation, mode="eval"))
+    nodes = ast.walk(parse_expression(parameter.annotation))
     return all(node.id in PLAIN_TYPES for node in nodes if isinstance(node, ast.Name))
 
 
@@ -73,7 +74,7 @@ def format_brief_parameter(parameter: ShimParameter) -> str:
     if parameter.default is not None:
         is_short = is_short_word(parameter.default)
         return f"{parameter.name}={repr(parameter.default) if is_short else '...'}"
-    nodes = ast.walk(ast.parse(parameter.annotation, mode="eval"))
+    nodes = ast.walk(parse_expression(parameter.annotation))
     choices = (node.value for node in nodes if isinstance(node, ast.Constant))
     return parameter.signature_text if all(map(is_short_word, choices)) else parameter.name
 
@@ -141,7 +142,7 @@ def find_record_names(annotation: str, known: Mapping[str, TypedDictSpec]) -> li
     """Return the names of `known` records in `annotation`, in their order."""
     if known.keys().isdisjoint(WORD.findall(annotation)):
         return []
-    nodes = ast.walk(ast.parse(annotation, mode="eval"))
+    nodes = ast.walk(parse_expression(annotation))
     names = dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name))
     return [name for name in names if name in known]
 
