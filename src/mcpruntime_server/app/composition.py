@@ -37,7 +37,8 @@ from ..capabilities.skills.guides import GuideFolders
 from ..capabilities.skills.library import SkillLibrary, retire_unused_skills
 from ..capabilities.skills.saving import SkillSaver
 from ..capabilities.skills.store import SkillStore
-from ..capabilities.tools.catalog import Catalog, ReportChange, open_catalog
+from ..capabilities.tools.catalog import Catalog, open_catalog
+from ..capabilities.tools.catalog_servers import ReportChange
 from ..capabilities.tools.catalogue_cache import CatalogueCache
 from ..capabilities.tools.input_resources import UpstreamResources
 from ..capabilities.tools.principal_upstreams import CredentialVault, open_principal_upstreams

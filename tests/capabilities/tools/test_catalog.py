@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from mcpruntime_server.capabilities.tools.catalog import Catalog, ReportChange, open_catalog
+from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
+from mcpruntime_server.capabilities.tools.catalog_servers import ReportChange
 from mcpruntime_server.capabilities.tools.shim_generator import source_digest
 from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings

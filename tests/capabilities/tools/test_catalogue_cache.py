@@ -17,7 +17,8 @@ import anyio
 import pytest
 from mcp import types
 
-from mcpruntime_server.capabilities.tools.catalog import Catalog, ReportChange, open_catalog
+from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
+from mcpruntime_server.capabilities.tools.catalog_servers import ReportChange
 from mcpruntime_server.capabilities.tools.catalogue_cache import (
     MAX_ENTRIES,
     MAX_ENTRY_AGE_S,
@@ -249,7 +250,9 @@ class TestRestart:
     async def test_a_search_waits_once_for_a_server_that_was_never_listed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.START_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(
+            "mcpruntime_server.capabilities.tools.server_views.START_TIMEOUT_S", 0.5
+        )
         servers = {"lively": own_server("lively"), "mail": gated(tmp_path, "mail")}
         async with open_stored(tmp_path, **servers) as catalog:
             await catalog.load_shim("lively")
@@ -268,11 +271,12 @@ class TestRestart:
         async with open_stored(tmp_path, mail=gated(tmp_path, "mail")) as catalog:
             await catalog.list_live_tools()
         (tmp_path / "open").unlink()
-        monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.START_TIMEOUT_S", 0.0)
+        monkeypatch.setattr(
+            "mcpruntime_server.capabilities.tools.server_views.START_TIMEOUT_S", 0.0
+        )
         async with open_stored(tmp_path, mail=gated(tmp_path, "mail")) as catalog:
-            assert await catalog._load_live_views(catalog._shared) == {
-                "mail": "mail is still starting. Try again in a moment."
-            }
+            listing = await catalog.list_live_tools()
+            assert listing["problems"] == ["mail is still starting. Try again in a moment."]
             assert named(await catalog.search_tools("grow")) == {"mail.grow"}
             assert (await catalog.list_tools())["problems"] == []
 

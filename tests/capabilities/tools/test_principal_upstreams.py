@@ -221,7 +221,7 @@ async def test_who_sees_other_tools_has_them_alone(tmp_path: Path) -> None:
 async def test_more_principals_search_at_once_than_have_an_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcpruntime_server.capabilities.tools.catalog.MAX_INDEXES", 2)
+    monkeypatch.setattr("mcpruntime_server.capabilities.tools.view_index.MAX_INDEXES", 2)
     names = [f"user{number}" for number in range(6)]
     found: dict[str, set[str]] = {}
     async with open_world(tmp_path, personal(**KEYED)) as world:
