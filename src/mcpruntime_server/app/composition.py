@@ -59,7 +59,7 @@ from ..journal.server_lease import ServerLease
 from ..journal.store import Journal, open_journal
 from ..runtime.observer import Observers, RuntimeObserver
 from ..runtime.package_changes import PackageChanges
-from ..runtime.process_memory import return_large_blocks
+from ..runtime.process_memory import return_free_memory
 from ..runtime.rates import Rate
 from ..runtime.reference_cycles import collect_cycles
 from ..runtime.router import Route, Router
@@ -315,7 +315,6 @@ async def open_app(
                 open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
             ):
-                background.start_soon(to_thread.run_sync, return_large_blocks)
                 background.start_soon(sweep_leftovers, backend, config.server.export_dir)
                 retire_skills = partial(retire_unused_skills, skill_store, find_library)
                 background.start_soon(maintain_stores, journal, retire_skills, config.server)
@@ -354,6 +353,7 @@ async def open_app(
                         ),
                     )
                     background.start_soon(collect_cycles, runtime.is_quiet)
+                    background.start_soon(return_free_memory, runtime.is_quiet)
                     if resume_runs:
                         background.start_soon(resume_interrupted_runs, runtime)
                     yield App(
