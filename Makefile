@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance openapi deployment-tools browser demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance openapi deployment-tools browser screenshots demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -37,6 +37,9 @@ deployment-tools:
 
 browser:
 	@scripts/test-browser
+
+screenshots: setup browser  # docs/images
+	.venv/bin/python -m tests.viewer.screenshots
 
 demo: image upstreams
 	@$(BIN)/mcpruntime-server demo

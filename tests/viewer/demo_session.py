@@ -1,8 +1,8 @@
 """A session of 60 steps as an agent might leave it: failures, branches, files, images and calls.
 
 `python -m tests.viewer.demo_session FOLDER` makes a data folder with it and serves the pages until
-it is interrupted; with an existing folder it only serves. Step 37 of `shop-report` is wrong: it
-divides by the number of returned orders of a region, and one region has none.
+it is interrupted; with an existing folder it only serves. Step 37 of `shop-report` fails
+because of step 12: a region in its list has no orders, and step 37 divides by their number.
 """
 
 from __future__ import annotations
@@ -66,9 +66,12 @@ found = query(sql='''SELECT o.status, count(*) AS n FROM orders o
     params=[region])
 shares[region, {number}] = {{row['status']: row['n'] for row in found}}
 print(region, sum(row['n'] for row in found), 'orders')"""
+REGION_LIST = """regions = ['EMEA', 'APAC', 'AMER', 'ANTARCTICA']
+len(regions)"""
 RETURNS = """# What a returned order costs on average, by region
-returned = {region: counts.get('returned', 0) for (region, _), counts in shares.items()}
-returned['ANTARCTICA'] = 0
+returned = dict.fromkeys(regions, 0)
+for (region, _), counts in shares.items():
+    returned[region] = counts.get('returned', 0)
 cost = {}
 for region, count in returned.items():
     total = query(sql='''SELECT coalesce(sum(quantity * unit_price), 0) AS total FROM orders o
@@ -82,7 +85,7 @@ REGIONS = ("EMEA", "APAC", "AMER")
 
 def list_demo_steps() -> list[str]:
     """Return the code of the 60 steps."""
-    steps = [*FIRST_STEPS, "shares = {}"]
+    steps = [*FIRST_STEPS, "shares = {}", REGION_LIST]
     while len(steps) < 36:
         number = len(steps)
         steps.append(MIDDLE.format(region=REGIONS[number % 3], number=number))

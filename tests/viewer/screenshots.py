@@ -1,0 +1,155 @@
+"""Pictures of the main pages for the documentation: `python -m tests.viewer.screenshots`.
+
+Each page is drawn light and dark, wide and narrow, with the session of the demo and a skill.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+from PIL import Image
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from ..helpers.event_streams import connect_api
+from ..helpers.http_service import HttpService, open_http_service
+from .conftest import CHROMIUM
+from .demo_session import execute_demo, execute_others, write_demo_settings
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+MAX_BYTES = 150_000
+COLOURS = 128
+WIDTHS = {"wide": 1360, "narrow": 420}
+HEIGHT = 860
+WRONG_STEP = 37
+FIX = "cost[region] = total / count if count else 0.0"
+
+
+async def save_skills(service: HttpService) -> None:
+    """Save a skill with two versions as the local user."""
+    async with service.connect("") as client:
+        for code in ("price = 12\nprice * 2", "price = 12\nprice * 3 + 1"):
+            run = await client.run(code, session="skills")
+            saved = await client.client.call_tool("save_skill", {"run": run.run, "name": "double"})
+            assert not saved.is_error, saved
+
+
+async def show_step(page: Page, base: str, session: str) -> None:
+    """Open the step that went wrong."""
+    await page.goto(f"{base}/s/{session}")
+    rows = page.locator(".rail-row")
+    await expect(rows.first).to_be_visible()
+    await page.focus("[data-scrub]")
+    heading = page.locator(".panel h2")
+    await page.keyboard.press("Home")
+    await expect(heading).to_have_text("Step 1")
+    while (await heading.inner_text()) != f"Step {WRONG_STEP}":
+        shown = await heading.inner_text()
+        await page.keyboard.press("j")
+        await expect(heading).not_to_have_text(shown)
+
+
+async def probe_step(page: Page, base: str, session: str) -> None:
+    """Print a value at a line of it."""
+    await show_step(page, base, session)
+    await page.fill("#probe-expression", "region, count, total")
+    await page.click("[data-probe-form] button")
+    await expect(page.locator("[data-probe-state]")).not_to_contain_text("Its value each time")
+    await expect(page.locator("[data-probe-form] button")).to_be_enabled()
+
+
+async def compare_step(page: Page, base: str, session: str) -> None:
+    """Try a change of it, and see what is different."""
+    await show_step(page, base, session)
+    await page.click("[data-try]")
+    code = await page.input_value("#try-code")
+    await page.fill("#try-code", code.replace("cost[region] = total / count", FIX))
+    await page.click("text=Execute and compare")
+    await expect(page.locator(".try-result h2").first).to_be_visible()
+    await page.locator(".try-result").scroll_into_view_if_needed()
+
+
+def show_path(path: str) -> Callable[[Page, str, str], Awaitable[None]]:
+    """Return what opens a page."""
+
+    async def show(page: Page, base: str, session: str) -> None:
+        await page.goto(base + path.format(session=session))
+        await page.wait_for_load_state("load")
+        if "{session}" in path:
+            await expect(page.locator(".rail-row").first).to_be_visible()
+
+    return show
+
+
+VIEWS: dict[str, Callable[[Page, str, str], Awaitable[None]]] = {
+    "sessions": show_path("/"),
+    "session": show_path("/s/{session}"),
+    "step": show_step,
+    "probe": probe_step,
+    "diff": compare_step,
+    "approvals": show_path("/approvals"),
+    "skills": show_path("/skills"),
+    "skill": show_path("/skills/double"),
+}
+
+
+@asynccontextmanager
+async def open_demo(folder: Path) -> AsyncIterator[tuple[HttpService, str]]:
+    """Serve the demo without tokens, with its session's id."""
+    settings = write_demo_settings(folder)
+    async with open_http_service(settings, "--no-auth") as service:
+        async with connect_api(service) as api:
+            session = await execute_demo(api)
+            await execute_others(api, session)
+        await save_skills(service)
+        yield service, session
+
+
+def write_picture(path: Path, png: bytes) -> None:
+    """Write a picture with few colours, which is all that pages have; raises if it is large."""
+    with Image.open(io.BytesIO(png)) as picture:
+        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise AssertionError(f"{path.name} has {size:,} bytes, over {MAX_BYTES:,}.")
+
+
+async def draw_pages(browser: Browser, base: str, session: str) -> None:
+    """Write the pictures of all pages."""
+    for name, show in VIEWS.items():
+        for scheme in ("light", "dark"):
+            for width_name, width in WIDTHS.items():
+                context = await browser.new_context(
+                    viewport={"width": width, "height": HEIGHT},
+                    color_scheme="dark" if scheme == "dark" else "light",
+                    reduced_motion="reduce",
+                )
+                page = await context.new_page()
+                await show(page, base, session)
+                path = IMAGES / f"{name}-{scheme}-{width_name}.png"
+                write_picture(path, await page.screenshot())
+                await context.close()
+
+
+async def main() -> None:
+    """Serve the demo, draw its pages, and end."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            open_demo(Path(folder)) as (service, session),
+            async_playwright() as playwright,
+        ):
+            browser = await playwright.chromium.launch(
+                executable_path=CHROMIUM, args=["--no-sandbox"]
+            )
+            await draw_pages(browser, service.url.removesuffix("/mcp"), session)
+            await browser.close()
+
+
+if __name__ == "__main__":
+    anyio.run(main)
