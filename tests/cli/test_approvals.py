@@ -30,6 +30,12 @@ async def approvals(world: World, *words: str) -> CompletedCommand:
     )
 
 
+async def cancel(world: World, run: str) -> CompletedCommand:
+    return await anyio.to_thread.run_sync(
+        lambda: run_command("--config", world.settings, "replay", "cancel", run)
+    )
+
+
 async def run_on(connection: ServerConnection, run: str) -> str:
     """Return the status of a run at the next thing that it does."""
     status: str = (await attach(connection.client, run)).status
@@ -115,6 +121,29 @@ async def test_an_answer_is_kept_for_a_server_that_starts_later(world: World) ->
             await run_on(connection, told["run"]) == "ok"
         )  # it is not told to be waiting for what was answered
     assert world.done == ["add a"]
+
+
+async def test_a_run_is_cancelled_from_here(world: World) -> None:
+    async with world.client() as connection:
+        told = await connection.run(f"{IMPORT}add(item='a')", "s")
+        done = await cancel(world, "s:1")
+        assert done.stdout == f"Run {told.run} is cancelled in a moment.\n"
+        assert await run_on(connection, told.run) == "cancelled"
+        again = await cancel(world, told.run)
+        assert "has finished already; its status is cancelled" in again.stdout
+        assert (await cancel(world, "r_none")).returncode == 2
+    assert world.done == []
+
+
+async def test_a_cancellation_is_kept_for_a_server_that_starts_later(world: World) -> None:
+    async with start_ready_server(world.settings) as server:
+        told = await server.run(f"{IMPORT}add(item='a')", "s")
+        server.kill()
+    done = await cancel(world, told["run"])
+    assert done.stdout.endswith("is cancelled when a server is started on this data folder.\n")
+    async with world.client() as connection:
+        assert await run_on(connection, told["run"]) == "cancelled"
+    assert world.done == []
 
 
 async def test_a_question_asked_in_the_client_can_be_answered_here(world: World) -> None:

@@ -55,6 +55,7 @@ def commands(run: str, asking: str, folder: Path) -> list[list[str]]:
         ["files", "theirs"],
         ["files", "theirs", "get", "f"],
         ["approvals", asking, "all", "deny"],
+        ["replay", "cancel", asking],
     ]
 
 

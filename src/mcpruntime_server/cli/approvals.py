@@ -15,7 +15,6 @@ import click
 from ..config import Config
 from ..errors import InvalidRequest, NotFound
 from ..journal.rows import QuestionRow, SessionRow
-from ..journal.server_lease import is_server_alive
 from ..journal.store import Journal
 from ..protocol.payloads import JsonObject
 from ..runtime.pending_questions import (
@@ -28,7 +27,7 @@ from ..runtime.pending_questions import (
 from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import PendingQuestionView
 from .console import ConsoleWriter, format_duration
-from .journal_access import read_journal
+from .journal_access import has_living_server, read_journal
 from .options import json_option, pass_config, principal_option
 from .terminal_text import print_json, print_text
 
@@ -114,8 +113,7 @@ def submit_answer(
         content = json.dumps({"answer": answer, "by": ANSWERED_BY})
         for question in questions:
             await journal.submit_answer(question.row.run_id, question.row.question_id, content)
-        owner = questions[0].session.owner
-        return len(questions), owner is not None and is_server_alive(journal.data_dir, owner)
+        return len(questions), has_living_server(journal, questions[0].session)
 
     count, is_alive = read_journal(config, submit)
     answers = "1 answer is" if count == 1 else f"{count} answers are"

@@ -10,6 +10,7 @@ import anyio
 from ..config import Config
 from ..errors import NotFound
 from ..journal.rows import RunRow, SessionRow
+from ..journal.server_lease import is_server_alive
 from ..journal.store import Journal, open_journal
 from ..runtime.run_history import find_any_session, find_own_run, find_run
 
@@ -26,6 +27,11 @@ def read_journal(config: Config, work: Callable[[Journal], Awaitable[T]]) -> T:
             return await work(journal)
 
     return anyio.run(open_and_work)
+
+
+def has_living_server(journal: Journal, session: SessionRow) -> bool:
+    """Return whether a server that is alive owns `session`."""
+    return session.owner is not None and is_server_alive(journal.data_dir, session.owner)
 
 
 async def resolve_run(journal: Journal, name: str, principal: str) -> RunRow:

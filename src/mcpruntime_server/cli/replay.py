@@ -32,6 +32,7 @@ from ..runtime.run_history import (
     row_fields,
 )
 from .archives import export_session_command, import_session_command, pin_command, unpin_command
+from .cancellation import cancel_command
 from .console import ConsoleWriter, format_count, format_time
 from .inspection import ask_command, probe_command, variables_command
 from .journal_access import read_journal, resolve_run_or_session
@@ -58,6 +59,7 @@ def replay_command() -> None:
 
 
 replay_command.add_actions(rewind_command, fork_command, rerun_command, delete_command)
+replay_command.add_actions(cancel_command)
 replay_command.add_actions(probe_command, ask_command, variables_command)
 replay_command.add_actions(
     export_session_command, import_session_command, pin_command, unpin_command
