@@ -9,6 +9,7 @@ import io
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -26,6 +27,7 @@ COLOURS = 128
 WIDTHS = {"wide": 1360, "narrow": 420}
 HEIGHT = 860
 WRONG_STEP = 37
+CHART_STEP = 7
 FIX = "cost[region] = total / count if count else 0.0"
 
 
@@ -38,8 +40,8 @@ async def save_skills(service: HttpService) -> None:
             assert not saved.is_error, saved
 
 
-async def show_step(page: Page, base: str, session: str) -> None:
-    """Open the step that went wrong."""
+async def show_step(page: Page, base: str, session: str, number: int = WRONG_STEP) -> None:
+    """Open a step: unless another is asked for, the one that went wrong."""
     await page.goto(f"{base}/s/{session}")
     rows = page.locator(".rail-row")
     await expect(rows.first).to_be_visible()
@@ -47,7 +49,7 @@ async def show_step(page: Page, base: str, session: str) -> None:
     heading = page.locator(".panel h2")
     await page.keyboard.press("Home")
     await expect(heading).to_have_text("Step 1")
-    while (await heading.inner_text()) != f"Step {WRONG_STEP}":
+    while (await heading.inner_text()) != f"Step {number}":
         shown = await heading.inner_text()
         await page.keyboard.press("j")
         await expect(heading).not_to_have_text(shown)
@@ -77,17 +79,15 @@ def show_path(path: str) -> Callable[[Page, str, str], Awaitable[None]]:
     """Return what opens a page."""
 
     async def show(page: Page, base: str, session: str) -> None:
-        await page.goto(base + path.format(session=session))
+        await page.goto(base + path)
         await page.wait_for_load_state("load")
-        if "{session}" in path:
-            await expect(page.locator(".rail-row").first).to_be_visible()
 
     return show
 
 
 VIEWS: dict[str, Callable[[Page, str, str], Awaitable[None]]] = {
     "sessions": show_path("/"),
-    "session": show_path("/s/{session}"),
+    "session": partial(show_step, number=CHART_STEP),
     "step": show_step,
     "probe": probe_step,
     "diff": compare_step,

@@ -9,8 +9,9 @@ from playwright.async_api import expect
 from .conftest import Viewer
 
 
-async def test_the_list_leads_to_the_newest_step(viewer: Viewer) -> None:
+async def test_the_list_tells_of_failures_and_leads_to_the_newest_step(viewer: Viewer) -> None:
     async with viewer.open() as page:
+        await expect(page.locator(".earlier-failures")).to_have_text("1 earlier failure")
         await page.click("text=report")
         await expect(page.locator(".panel h2")).to_have_text("Step 12")
         await expect(page.locator(".rail-row")).to_have_count(12)

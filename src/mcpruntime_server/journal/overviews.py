@@ -27,20 +27,23 @@ MAX_SEARCH_S = 2.0
 EXCERPT_CHARS = 70  # before and after what was searched for
 UNREADABLE = (JournalFailed, NotFound, OSError)  # raised for blobs that are damaged or lost
 
+FAILED_STATUSES = "('error', 'timeout', 'crashed')"
 # A session is waiting while a question is open or its last run is a plan that nobody has committed.
 SELECT_SESSION_OVERVIEWS = f"""
     WITH found AS ({queries.SELECT_SESSIONS}
             AND principal = ?1 AND purpose IN ('', 'fork', 'import')),
         asking AS (SELECT DISTINCT questions.session_id FROM questions
             JOIN runs ON runs.id = run_id AND runs.status = 'running'),
-        newest AS (SELECT session_id, id, status, max(started_at) FROM runs
+        newest AS (SELECT session_id, id, status, max(started_at),
+                sum(status IN {FAILED_STATUSES}) AS failed_count FROM runs
             WHERE session_id IN (SELECT id FROM found) GROUP BY session_id),
         rated AS (
-            SELECT found.*, newest.id AS run_id, CASE
+            SELECT found.*, coalesce(newest.failed_count, 0) AS failed_count,
+                newest.id AS run_id, CASE
                 WHEN found.id IN (SELECT session_id FROM asking) OR newest.status = 'waiting'
                     THEN 'waiting'
                 WHEN newest.status IN ('running', 'queued') THEN 'running'
-                WHEN newest.status IN ('error', 'timeout', 'crashed') THEN 'failed'
+                WHEN newest.status IN {FAILED_STATUSES} THEN 'failed'
                 ELSE 'idle' END AS state
             FROM found LEFT JOIN newest ON newest.session_id = found.id)
     SELECT rated.*, (SELECT {{code}} FROM events
@@ -81,9 +84,10 @@ SEARCHED_FIELDS = {  # by the kind of an event
 
 @dataclass(frozen=True, slots=True)
 class SessionOverview:
-    """A session, what it is doing, and the beginning of the code of its newest run."""
+    """A session, how many of its runs have failed, and the state and code of its newest run."""
 
     row: SessionRow
+    failed_count: int
     run_id: str | None
     state: SessionState
     code: str
@@ -129,8 +133,8 @@ def page_session_overviews(
     query = SELECT_SESSION_OVERVIEWS.format(code=CODE_START)
     rows = connection.execute(query, (principal, state, limit, offset))
     return [
-        SessionOverview(SessionRow(*columns), run_id, found, code or "")
-        for *columns, run_id, found, code in rows
+        SessionOverview(SessionRow(*columns), failed_count, run_id, found, code or "")
+        for *columns, failed_count, run_id, found, code in rows
     ]
 
 

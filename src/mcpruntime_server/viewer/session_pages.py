@@ -31,12 +31,15 @@ MATCH_NAMES = {
 
 @dataclass(frozen=True)
 class SessionItem:
-    """A session in the list; `depth` is how far it is indented below the one it was forked from."""
+    """A session in the list; `depth` is how far it is indented below the one it was forked from.
+
+    `earlier_failures` counts the steps that failed before the newest one.
+    """
 
     row: SessionRow
     state: SessionState
+    earlier_failures: int
     code: str
-    run_id: str | None
     depth: int = 0
 
     @property
@@ -148,7 +151,8 @@ class SessionListPages:
         while waiting:
             each, depth = waiting.pop()
             code = first_code_line(each.code)
-            items.append(SessionItem(each.row, each.state, code, each.run_id, depth))
+            earlier = each.failed_count - (each.state == "failed")
+            items.append(SessionItem(each.row, each.state, earlier, code, depth))
             below = reversed(children.pop(each.row.id, []))
             waiting += [(child, depth + 1) for child in below]
         return items

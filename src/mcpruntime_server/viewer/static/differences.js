@@ -10,7 +10,7 @@ export function showDifference(step, found) {
     if (text) parts.push(make("h4", {}, title), sideBySide(text));
   }
   for (const [title, change] of [["Status", found.status], ["Value", found.value], ["Error", found.error]]) {
-    if (change) parts.push(make("h4", {}, title), pair(formatSide(change.a), formatSide(change.b)));
+    if (change) parts.push(make("h4", {}, title), pair(formatSide(change.a, title), formatSide(change.b, title)));
   }
   for (const call of found.calls) {
     parts.push(make("h4", {}, make("code", {}, `${call.target.replace(/^tools\./, "")}(${call.args})`)));
@@ -31,8 +31,8 @@ function formatCall(outcome) {
   return outcome.error ? `error: ${outcome.error.message}` : JSON.stringify(outcome.value, null, 1);
 }
 
-function formatSide(side) {
-  if (side === null) return "none";
+function formatSide(side, title) {
+  if (side === null) return `no ${title.toLowerCase()}`;
   if (typeof side === "string") return side;
   if (side.kind === "json") return indentJson(side.text);
   return side.traceback || side.text || side.message || JSON.stringify(side, null, 1);
@@ -58,7 +58,7 @@ function sideBySide(text) {
   const flush = () => {
     for (let place = 0; place < Math.max(removed.length, added.length); place += 1) {
       const [left, right] = [removed[place], added[place]];
-      rows.push([left ?? "", right ?? "", left === undefined ? "" : "removed", right === undefined ? "" : "added"]);
+      rows.push([left ?? "", right ?? "", left === undefined ? "blank" : "removed", right === undefined ? "blank" : "added"]);
     }
     removed = [];
     added = [];
@@ -69,7 +69,7 @@ function sideBySide(text) {
     else {
       flush();
       const shown = line.startsWith("@@") ? "⋯" : line.slice(1);
-      rows.push([shown, shown, "", ""]);
+      rows.push([shown, shown, "same", "same"]);
     }
   }
   flush();
