@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import docker
 import pytest
 from cryptography import x509
@@ -31,6 +32,7 @@ from mcpruntime_server.sandbox.docker_engine import DockerEngine
 
 PASSWORD = "s3cret-of-the-index"
 WHEEL = "sandboxprobe-1.0-py3-none-any.whl"
+STALLING_PATH = "/simple/stalling/"
 LIMIT_S = 300  # a first build downloads a base image
 
 
@@ -75,6 +77,8 @@ class Index:
     environ: dict[str, str]
     certificate: bytes
     asked: list[str] = field(default_factory=list)
+    is_stalled: threading.Event = field(default_factory=threading.Event)
+    release: threading.Event = field(default_factory=threading.Event)  # answers what stalls
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             made.asked.append(self.path)
+            if self.path == STALLING_PATH:
+                made.is_stalled.set()
+                made.release.wait(LIMIT_S)
             allowed = self.headers.get("Authorization") == credentials
             body = served.get(self.path, b"") if allowed else b""
             self.send_response(401 if not allowed else 200 if body else 404)
@@ -117,6 +124,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield made
+    made.release.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -192,10 +200,16 @@ async def test_packages_come_from_the_hosts_index_and_leave_no_trace_of_it(
         client.remove_image(made.tag, force=True)
 
 
+def find_containers(client: docker.APIClient, settings: SandboxSettings) -> list[dict[str, Any]]:
+    """Return the containers in which images for these settings are built."""
+    label = f"{image.RECIPE_LABEL}={image.compute_recipe_digest(settings)}"
+    found: list[dict[str, Any]] = client.containers(all=True, filters={"label": label})
+    return found
+
+
 async def test_a_missing_package_is_reported_in_pips_words_and_leaves_nothing(
     base: str, index: Index, client: docker.APIClient
 ) -> None:
-    before = {each["Name"] for each in client.volumes()["Volumes"] or ()}
     settings = SandboxSettings(base_image=base, packages=("no-such-thing-anywhere",))
     with pytest.raises(
         Unavailable, match="No matching distribution found for no-such-thing-anywhere"
@@ -203,8 +217,22 @@ async def test_a_missing_package_is_reported_in_pips_words_and_leaves_nothing(
         await image.build_image(settings, print, environ=index.environ)
     assert PASSWORD not in str(caught.value)
     assert "`[sandbox] packages`" in caught.value.remedy
-    assert client.containers(all=True, filters={"ancestor": base}) == []
-    assert {each["Name"] for each in client.volumes()["Volumes"] or ()} <= before
+    assert find_containers(client, settings) == []
+
+
+async def test_a_cancelled_build_removes_its_container_and_its_volume(
+    base: str, index: Index, client: docker.APIClient
+) -> None:
+    settings = SandboxSettings(base_image=base, packages=("stalling",))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(image.build_image, settings, print, False, index.environ)
+        assert await anyio.to_thread.run_sync(index.is_stalled.wait, LIMIT_S)
+        [container] = find_containers(client, settings)
+        [volume] = [mount["Name"] for mount in container["Mounts"]]
+        tasks.cancel_scope.cancel()
+    assert find_containers(client, settings) == []
+    with pytest.raises(docker.errors.NotFound):
+        client.inspect_volume(volume)
 
 
 async def test_no_packages_at_all_make_an_image_of_bare_python(

@@ -70,7 +70,7 @@ def build_command(config: Config, *, force: bool) -> int:
     """Build the image of the sandboxes if it is not up to date."""
     from ..sandbox.image import build_image
 
-    anyio.run(build_image, config.sandbox, print_text, force)
+    run_until_signal(build_image, config.sandbox, print_text, force)
     return 0
 
 

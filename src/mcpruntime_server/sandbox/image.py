@@ -5,6 +5,8 @@ file system of that container, exported and imported again, is the image: one la
 history. Index addresses, credentials and certificates are only in a volume of the container. The
 tag of the image contains a digest of all that determines its content, so an image with the right
 tag is up to date.
+
+A container is known by its name before it exists, so that a cancelled build can remove it.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 
 from ..config import SandboxSettings
@@ -35,9 +41,11 @@ IMAGE_REPOSITORY = "mcpruntime-sandbox"
 RECIPE_LABEL = "mcpruntime.recipe"
 BASE_LABEL = "mcpruntime.base"
 PYTHON_LABEL = "mcpruntime.python"  # the version of its interpreter
+CONTAINER_PREFIX = "mcpruntime-build-"
 BUILD_COMMAND = "Run `mcpruntime-server image build`."
 STEP_TIMEOUT_S = 1800  # without a byte from the engine, which imports large images silently
 PULL_TIMEOUT_S = 30  # without a byte; an unreachable registry may never answer
+REMOVAL_TIMEOUT_S = 20  # of the container of a cancelled build; an engine under load takes seconds
 MAX_TAIL_LINES = 12  # of pip's output, in an error
 REPORTED_PREFIXES = ("Collecting", "Downloading", "Building", "Installing", "Successfully")
 
@@ -94,6 +102,11 @@ def missing_image_error(tag: str) -> Unavailable:
     return Unavailable(f"The engine does not have the sandbox image {tag}.", remedy=BUILD_COMMAND)
 
 
+def build_cancelled_error() -> Unavailable:
+    """Return the error that ends the thread of a cancelled build."""
+    return Unavailable("The build of the sandbox image was cancelled.", remedy=BUILD_COMMAND)
+
+
 async def build_image(
     settings: SandboxSettings,
     report: ProgressReporter,
@@ -103,37 +116,127 @@ async def build_image(
     """Build the image for these settings unless it exists; `report` gets a line for each step.
 
     `environ` (default: `os.environ`) names the host's package index, certificates and proxies.
-    Raises `Unavailable` if the base image or the packages cannot be downloaded.
+    A cancelled build removes its container. Raises `Unavailable` if the base image or the packages
+    cannot be downloaded.
     """
-    return await anyio.to_thread.run_sync(
-        _build_image, settings, report, force, environ or os.environ
-    )
-
-
-def _build_image(
-    settings: SandboxSettings, report: ProgressReporter, force: bool, environ: Mapping[str, str]
-) -> ImageRef:
-    engine = DockerEngine(STEP_TIMEOUT_S)
-    tag = choose_tag(settings)
+    build = ImageBuild(settings, report, environ or os.environ)
     try:
-        found = engine.call_api_blocking(lambda client: look_up_image(client, tag))
-        if found and not force:
-            report(f"The sandbox image {tag} is up to date")
-            return found
-        if settings.image:
-            pull_image(engine, settings.image, report)
-        else:
-            base = provide_base_image(engine, settings.base_image, report)
-            engine.call_api_blocking(
-                lambda client: bake_image(client, base, settings, environ, report)
-            )
-        built = engine.call_api_blocking(lambda client: look_up_image(client, tag))
-    finally:
-        engine.close()
-    if not built:
-        raise missing_image_error(tag)
-    report(f"The sandbox image {tag} is ready")
-    return built
+        return await anyio.to_thread.run_sync(build.run, force, abandon_on_cancel=True)
+    except anyio.get_cancelled_exc_class():
+        with anyio.move_on_after(REMOVAL_TIMEOUT_S, shield=True):
+            await anyio.to_thread.run_sync(build.cancel, abandon_on_cancel=True)
+        raise
+
+
+class ImageBuild:
+    """One build, in a worker thread; another thread may cancel it."""
+
+    def __init__(
+        self, settings: SandboxSettings, report: ProgressReporter, environ: Mapping[str, str]
+    ) -> None:
+        self._settings = settings
+        self._report_line = report
+        self._environ = environ
+        self._container = f"{CONTAINER_PREFIX}{secrets.token_hex(6)}"
+        self._is_cancelled = threading.Event()
+
+    def run(self, force: bool) -> ImageRef:
+        """Build the image unless it exists; with `force`, build it in any case."""
+        settings = self._settings
+        engine = DockerEngine(STEP_TIMEOUT_S)
+        tag = choose_tag(settings)
+        try:
+            found = engine.call_api_blocking(lambda client: look_up_image(client, tag))
+            if found and not force:
+                self._report(f"The sandbox image {tag} is up to date")
+                return found
+            if settings.image:
+                pull_image(engine, settings.image, self._report)
+            else:
+                base = provide_base_image(engine, settings.base_image, self._report)
+                engine.call_api_blocking(lambda client: self._bake_image(client, base))
+            built = engine.call_api_blocking(lambda client: look_up_image(client, tag))
+        finally:
+            engine.close()
+        if not built:
+            raise missing_image_error(tag)
+        self._report(f"The sandbox image {tag} is ready")
+        return built
+
+    def cancel(self) -> None:
+        """End the build at its next step, and remove its container."""
+        self._is_cancelled.set()
+        engine = DockerEngine()
+        try:
+            engine.call_api_blocking(self._remove_container)
+        except Unavailable as exc:
+            self._report_line(f"The container {self._container} may be left: {exc.message}")
+        finally:
+            engine.close()
+
+    def _report(self, line: str) -> None:
+        """Report a step, unless the build is cancelled; raises `Unavailable` then."""
+        if self._is_cancelled.is_set():
+            raise build_cancelled_error()
+        self._report_line(line)
+
+    def _bake_image(self, client: APIClient, base: str) -> None:
+        """Run the recipe on the image `base` and import the result as the image."""
+        settings = self._settings
+        self._report("Installing " + (", ".join(settings.packages) or "no packages"))
+        with self._build_container(client, base) as container:
+            client.put_archive(container, recipe.BUILD_FOLDER, pack_build_files(self._environ))
+            client.start(container)
+            tail = report_output(client.logs(container, stream=True, follow=True), self._report)
+            status = client.wait(container)["StatusCode"]
+            if status:
+                output = "\n".join(tail)
+                raise Unavailable(
+                    f"The packages could not be installed (exit code {status}):\n{output}\n",
+                    remedy="Check `[sandbox] packages`, and that the package index can be reached.",
+                )
+            self._report("Writing the image")
+            repository, _, tag = choose_tag(settings).rpartition(":")
+            labels = {
+                RECIPE_LABEL: compute_recipe_digest(settings),
+                BASE_LABEL: base,
+                PYTHON_LABEL: tail[-1].removeprefix(recipe.PYTHON_PREFIX) if tail else "",
+            }
+            changes = format_image_changes(client.inspect_image(base)["Config"] or {}, labels)
+            client.import_image_from_stream(client.export(container), repository, tag, changes)
+
+    @contextmanager
+    def _build_container(self, client: APIClient, base: str) -> Iterator[str]:
+        """Create the container that runs the recipe; remove it and its volume afterwards."""
+        proxies = index_access.find_proxies(self._environ)
+        configuration = {
+            "Image": base,
+            "Entrypoint": ["python3", f"{recipe.BUILD_FOLDER}/recipe.py"],
+            "Cmd": list(self._settings.packages),
+            "User": "0:0",
+            "WorkingDir": "/",
+            "Env": [f"{name}={value}" for name, value in proxies.items()],
+            "Labels": {RECIPE_LABEL: compute_recipe_digest(self._settings)},
+            "Volumes": {recipe.BUILD_FOLDER: {}},
+            "HostConfig": {"NetworkMode": "host", "LogConfig": {"Type": "local"}, "Init": True},
+        }
+        try:
+            client.create_container_from_config(configuration, self._container)
+            if self._is_cancelled.is_set():  # perhaps before the container existed
+                raise build_cancelled_error()
+            yield self._container
+        finally:
+            self._remove_container(client)
+
+    def _remove_container(self, client: APIClient) -> None:
+        """Remove the container and its volume, unless it is gone or another thread removes it."""
+        from docker.errors import APIError
+
+        try:
+            client.remove_container(self._container, force=True, v=True)
+        except APIError as exc:
+            if exc.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                raise
 
 
 def provide_base_image(engine: DockerEngine, name: str, report: ProgressReporter) -> str:
@@ -170,61 +273,6 @@ def pull_image(engine: DockerEngine, name: str, report: ProgressReporter) -> str
         raise Unavailable(
             f"{name} cannot be pulled: {exc.explanation or exc}", remedy=BUILD_COMMAND
         ) from exc
-
-
-def bake_image(
-    client: APIClient,
-    base: str,
-    settings: SandboxSettings,
-    environ: Mapping[str, str],
-    report: ProgressReporter,
-) -> None:
-    """Run the recipe on the image `base` and import the result as the image for `settings`."""
-    report("Installing " + (", ".join(settings.packages) or "no packages"))
-    with build_container(client, base, settings.packages, environ) as container:
-        client.put_archive(container, recipe.BUILD_FOLDER, pack_build_files(environ))
-        client.start(container)
-        tail = report_output(client.logs(container, stream=True, follow=True), report)
-        status = client.wait(container)["StatusCode"]
-        if status:
-            output = "\n".join(tail)
-            raise Unavailable(
-                f"The packages could not be installed (exit code {status}):\n{output}\n",
-                remedy="Check `[sandbox] packages`, and that the package index can be reached.",
-            )
-        report("Writing the image")
-        repository, _, tag = choose_tag(settings).rpartition(":")
-        labels = {
-            RECIPE_LABEL: compute_recipe_digest(settings),
-            BASE_LABEL: base,
-            PYTHON_LABEL: tail[-1].removeprefix(recipe.PYTHON_PREFIX) if tail else "",
-        }
-        changes = format_image_changes(client.inspect_image(base)["Config"] or {}, labels)
-        client.import_image_from_stream(client.export(container), repository, tag, changes)
-
-
-@contextmanager
-def build_container(
-    client: APIClient, base: str, packages: Iterable[str], environ: Mapping[str, str]
-) -> Iterator[str]:
-    """Create the container that runs the recipe; remove it and its volume afterwards."""
-    proxies = index_access.find_proxies(environ)
-    container = client.create_container_from_config(
-        {
-            "Image": base,
-            "Entrypoint": ["python3", f"{recipe.BUILD_FOLDER}/recipe.py"],
-            "Cmd": list(packages),
-            "User": "0:0",
-            "WorkingDir": "/",
-            "Env": [f"{name}={value}" for name, value in proxies.items()],
-            "Volumes": {recipe.BUILD_FOLDER: {}},
-            "HostConfig": {"NetworkMode": "host", "LogConfig": {"Type": "local"}, "Init": True},
-        }
-    )["Id"]
-    try:
-        yield container
-    finally:
-        client.remove_container(container, force=True, v=True)
 
 
 def pack_build_files(environ: Mapping[str, str]) -> bytes:
