@@ -30,10 +30,6 @@ When the value of the program's last expression is your answer, begin it with th
 
 How the server describes its tool:
 """
-RECURSIVE_PROMPT = """
-Programs can ask models: ask_llm(prompt, data) returns an answer, ask_llm_batch(prompt, [data, ...])
-returns slots with .ok and .value, and sub_agent(task, context) lets an agent like you do a part.
-"""
 FUNCTION_PROMPT = """\
 You do a task by calling functions, one at a time. When you know the answer, write it as JSON,
 without any other text. If there is nothing to return, write null.
@@ -92,11 +88,9 @@ async def do_by_programs(
     count_calls: Callable[[], int],
     *,
     attempts: int,
-    is_recursive: bool = False,
 ) -> AgentResult:
     """Let a model do a task with programs; raises `ModelFailed`."""
     system = PROGRAM_PROMPT + (server.tool.description or "")
-    system += RECURSIVE_PROMPT if is_recursive else ""
     messages: list[Message] = [
         {"role": "system", "content": system},
         {"role": "user", "content": task},

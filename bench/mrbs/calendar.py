@@ -142,8 +142,8 @@ events = list_events("$person", $day)
     Task(
         "busiest",
         "medium",
-        "Who has the most hours of events in the calendar on days 1 to 10? Return a list of the "
-        "name and the number of hours.",
+        "Who has the most hours of events in the calendar on days 1 to 10? If several have, take "
+        "the first by name. Return a list of the name and the number of hours.",
         expect_busiest,
         """
 from tools.calendar import list_events, list_people

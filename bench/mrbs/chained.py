@@ -105,9 +105,10 @@ TASKS = [
         "cold-report",
         "medium",
         "Find the weather station with the lowest temperature now, among those that are online. "
-        "Write the file reports/cold.txt with the one line: NAME is the coldest of N stations. N "
-        "is the number of stations that are online, and the line ends with a newline. Return the "
-        "number of characters of the file.",
+        "Write the file reports/cold.txt with the one line "
+        '"NAME is the coldest of N stations.", with the full stop. N is the number of stations '
+        "that are online, and the line ends with a newline. Return the number of characters of "
+        "the file, the newline included.",
         expect_report,
         weather.ALL_STATIONS
         + """
@@ -208,8 +209,8 @@ len(low)
         "medium",
         "Send a message to every person of the calendar who has more than 4 hours of events on "
         "day 1. The address is the name with @office.example, the subject is Busy day, and the "
-        "body is: You have N hours of events. Return an object with the hours by person, of those "
-        "who got one.",
+        'body is "You have N hours of events.", with the full stop. Return an object with the '
+        "hours by person, of those who got one.",
         expect_letters,
         """
 from tools.calendar import list_events, list_people
@@ -250,8 +251,8 @@ found
         "load-best",
         "hard",
         "The source sales names people by their id in the source people. Take the three people "
-        "with the highest total of cents, and insert them as customers into the database in this "
-        "order, with the city Oslo and the next free ids. Return the list of their names.",
+        "with the highest total of cents, and insert them as customers into the database, with "
+        "the city Oslo. Return the list of their names, the highest total first.",
         expect_loaded,
         transforms.READ
         + """
@@ -352,8 +353,8 @@ booked
         "Messages about invoices in the inbox say which amount is due in EUR. Sum these amounts, "
         "and move the messages into the folder bills. Sum the cents of all paid orders of the "
         "database as EUR. Write the file reports/bills.csv with the two lines due,SUM and "
-        "paid,SUM, the second sum with two decimals; each line ends with a newline. Return the "
-        "paid sum minus the due sum, rounded to two decimals.",
+        "paid,SUM, the first sum as a whole number and the second with two decimals; each line "
+        "ends with a newline. Return the paid sum minus the due sum, rounded to two decimals.",
         expect_bills,
         email.INBOX
         + """

@@ -21,9 +21,7 @@ STATUSES = ("open", "paid", "sent")
 
 def make_world(draw: Random) -> World:
     """Return 30 customers with 260 orders; four customers have none."""
-    names = [
-        f"{first}{last}" for first in ["Ada", "Bo", "Cy", "Di", "Eva", "Flo"] for last in "aeiou"
-    ]
+    names = [f"{first}{last}" for first in FIRST_NAMES for last in "aeiou"]
     customers = [
         {"id": number + 1, "name": name, "city": draw.choice(CITIES)}
         for number, name in enumerate(names)
@@ -37,6 +35,9 @@ def make_world(draw: Random) -> World:
         }
         for number in range(260)
     ]
+    taken = customers[5]["name"]
+    for number in range(2, draw.randint(2, 5)):
+        customers[4 + number]["name"] = f"{taken}{number}"
     tables = {
         "customers": {"sql": CUSTOMERS, "rows": customers},
         "orders": {"sql": ORDERS, "rows": orders},
@@ -44,7 +45,7 @@ def make_world(draw: Random) -> World:
     facts = {
         "city": draw.choice(CITIES),
         "old": customers[3]["name"],
-        "taken": customers[5]["name"],
+        "taken": taken,
     }
     return World({"database": tables}, facts)
 
@@ -93,10 +94,16 @@ def expect_voided(world: World) -> Any:
 
 
 def expect_renamed(world: World) -> Any:
-    for customer in rows_of(world, "customers"):
+    customers = rows_of(world, "customers")
+    names = {each["name"] for each in customers}
+    number = 2
+    while f"{world.facts['taken']}{number}" in names:
+        number += 1
+    name = f"{world.facts['taken']}{number}"
+    for customer in customers:
         if customer["name"] == world.facts["old"]:
-            customer["name"] = f"{world.facts['taken']}2"
-    return {"name": f"{world.facts['taken']}2", "tries": 2}
+            customer["name"] = name
+    return {"name": name, "tries": number}
 
 
 def expect_cleaned(world: World) -> Any:
@@ -224,13 +231,13 @@ query("SELECT COUNT(*) FROM orders WHERE status = 'open' AND cents < 5000")["row
         "rename",
         "hard",
         "Rename the customer $old in the database to $taken. If the database refuses a name, try "
-        "the same name with a 2 after it. Return an object with name, the new name, and tries, "
-        "how many names you tried.",
+        "the same name with a 2 after it, then with a 3, and so on. Return an object with name, "
+        "the new name, and tries, how many names you tried.",
         expect_renamed,
         """
 import tools
 from tools.database import execute
-for tries, name in enumerate(["$taken", "${taken}2"], 1):
+for tries, name in enumerate(["$taken", *(f"$taken{n}" for n in range(2, 10))], 1):
     try:
         execute("UPDATE customers SET name = ? WHERE name = ?", [name, "$old"])
         break

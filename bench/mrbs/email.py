@@ -228,10 +228,10 @@ sorted(each["id"] for each in messages if each["subject"].startswith("Invoice"))
         "answer-unread",
         "hard",
         "Answer every unread message of the inbox whose subject begins with the word $topic, in "
-        "any capital letters. The answer goes to its sender, has the subject Re: and the old "
-        "subject, and the body Thank you. Leave the messages unread. Some senders are refused: "
-        "skip them. Return an object with the key refused, the number of answers that were "
-        "refused.",
+        "any capital letters. The answer goes to its sender, has the subject Re:, a space and the "
+        'old subject, and the body "Thank you.", with the full stop. Leave the messages unread. '
+        "Some senders are refused: skip them. Return an object with the key refused, the number "
+        "of answers that were refused.",
         expect_answered,
         INBOX
         + """

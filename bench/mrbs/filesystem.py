@@ -17,7 +17,7 @@ WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
 def make_world(draw: Random) -> World:
     """Return logs, notes, drafts and settings."""
     files: dict[str, str] = {}
-    for number in range(8):
+    for number in range(draw.randint(6, 9)):
         lines = [
             f"{draw.choice(LEVELS)} {draw.choice(WORDS)}" for _ in range(draw.randint(60, 400))
         ]
@@ -129,8 +129,8 @@ int(re.search(r"port=(\\d+)", read_file("settings.ini"))[1]) + 1
     Task(
         "largest-log",
         "easy",
-        "Which file in the folder logs is the largest? Return an object with its name under the "
-        "key name.",
+        "Which file in the folder logs is the largest, or the first by name if several are? "
+        "Return an object with its name under the key name.",
         expect_largest,
         """
 from tools.files import list_folder

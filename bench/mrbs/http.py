@@ -17,7 +17,7 @@ def make_world(draw: Random) -> World:
         {
             "id": number,
             "name": f"{draw.choice(KINDS)} {number}",
-            "price": draw.randint(500, 9_900) / 100,
+            "price": draw.randint(50, 990) / 10,  # ten percent are whole cents
             "stock": draw.randint(3, 40),
             "busy": 0,
         }
@@ -41,7 +41,6 @@ def make_world(draw: Random) -> World:
         "first": products[first]["id"],
         "second": products[second]["id"],
         "kind": draw.choice(KINDS),
-        "order": draw.choice(orders)["id"],
     }
     return World({"web": {"products": products, "orders": orders}}, facts)
 

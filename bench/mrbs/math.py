@@ -42,7 +42,7 @@ def smallest_factor(number: int) -> int:
 
 
 def expect_mean(world: World) -> Any:
-    return round(statistics.fmean(series_of(world)[world.facts["name"]]), 3)
+    return statistics.fmean(series_of(world)[world.facts["name"]])
 
 
 def expect_extremes(world: World) -> Any:
@@ -110,12 +110,12 @@ TASKS = [
     Task(
         "mean",
         "easy",
-        "What is the mean of all values of the series $name? Round to three decimals.",
+        "What is the mean of all values of the series $name? Do not round it.",
         expect_mean,
-        READ + 'values = read("$name")\nround(sum(values) / len(values), 3)\n',
+        READ + 'values = read("$name")\nsum(values) / len(values)\n',
         (
-            READ + 'values = read_series("$name")["values"]\nround(sum(values) / len(values), 3)\n',
-            READ + 'values = sorted(read("$name"))\nround(values[len(values) // 2], 3)\n',
+            READ + 'values = read_series("$name")["values"]\nsum(values) / len(values)\n',
+            READ + 'values = sorted(read("$name"))\nvalues[len(values) // 2]\n',
         ),
         ("pages",),
     ),

@@ -1,7 +1,7 @@
-"""The suite `mrbs`: tasks on real MCP servers, done in one of four modes.
+"""The suite `mrbs`: tasks on real MCP servers, done in one of three modes.
 
 - `baseline` runs the reference programs;
-- `llm` lets a model write programs; `recursive` also tells it that programs can ask models;
+- `llm` lets a model write programs;
 - `function-calling` gives the same model the same tools as functions, one call a turn.
 
 `--model gold` is the scripted model of `gold_model`, which makes no mistakes. Any other name is one
@@ -40,8 +40,8 @@ from .stage import Stage, open_stage
 from .task import Task, fill_in
 from .world import SERVERS
 
-Mode = Literal["baseline", "llm", "recursive", "function-calling"]
-MODES: tuple[Mode, ...] = ("baseline", "llm", "recursive", "function-calling")
+Mode = Literal["baseline", "llm", "function-calling"]
+MODES: tuple[Mode, ...] = ("baseline", "llm", "function-calling")
 DEFAULT_ATTEMPTS = 6
 TURNS_PER_ATTEMPT = 10  # function calling gets so many turns for each program of the other modes
 TASK_TIMEOUT_S = 600.0
@@ -153,7 +153,6 @@ class TaskRunner:
             session,
             self._count_calls,
             attempts=self.attempts,
-            is_recursive=self.mode == "recursive",
         )
 
     def _count_calls(self) -> int:
@@ -184,10 +183,6 @@ async def open_runner(options: argparse.Namespace, folder: Path) -> AsyncIterato
             model = ChatModel(options.model, options.api_base, options.api_key, seed=options.seed)
             if options.model == GOLD:
                 model, script = stack.enter_context(start_gold_model(options.seed))
-        sections: dict[str, Any] = {}
-        if options.mode == "recursive" and model is not None:
-            access = {"api_base": model.api_base, "api_key": model.api_key}
-            sections["llm"] = {"model": model.name, **{k: v for k, v in access.items() if v}}
         stage = await stack.enter_async_context(
             open_stage(
                 folder,
@@ -197,7 +192,6 @@ async def open_runner(options: argparse.Namespace, folder: Path) -> AsyncIterato
                 filler=max(0, options.catalogue - TOOL_COUNT) if options.catalogue else 0,
                 tool=options.tool,
                 prelude=options.prelude.read_text() if options.prelude else "",
-                sections=sections,
                 sandbox={"backend": options.backend},
             )
         )

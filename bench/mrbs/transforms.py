@@ -35,7 +35,7 @@ def make_world(draw: Random) -> World:
         {"person": draw.randint(1, 60), "city": draw.choice(CITIES)}
         for _ in range(draw.randint(80, 99))
     ]
-    broken = draw.sample(range(30), 4)
+    broken = draw.sample(range(30), draw.randint(2, 7))
     lines = [
         f"serial={each['serial']};city={each['city']};watts={each['watts']}" for each in devices
     ]

@@ -12,7 +12,7 @@ NAMES = "Alta Brekke Corvo Dunmore Elva Farsund Gjesvik Haugen Inari Jokul Kilda
 
 
 def make_world(draw: Random) -> World:
-    """Return fourteen stations; three are offline, and two have an alert."""
+    """Return fourteen stations; three are offline, four have an alert, and one has a storm."""
     names = NAMES.split()
     draw.shuffle(names)
     offline = set(draw.sample(names, 3))
@@ -29,9 +29,14 @@ def make_world(draw: Random) -> World:
         for name, temperature in zip(names, temperatures, strict=True)
     ]
     online = [name for name in names if name not in offline]
-    alerted = draw.sample(online, 2)
-    alerts = [{"station": name, "level": "yellow", "text": "test"} for name in alerted]
+    alerted = draw.sample(online, 4)
+    levels = ["yellow", "yellow", *draw.choices(("yellow", "red"), k=2)]
+    alerts = [
+        {"station": name, "level": level, "text": "test"}
+        for name, level in zip(alerted, levels, strict=True)
+    ]
     free = [name for name in online if name not in alerted]
+    stations[names.index(free[2])]["wind_kmh"] = draw.randint(910, 1200) / 10
     facts = {"first": free[0], "second": free[1], "dead": sorted(offline)[0], "alerted": alerted[0]}
     return World({"weather": {"stations": stations, "alerts": alerts}}, facts)
 
@@ -85,10 +90,11 @@ def expect_storms(world: World) -> Any:
 
 
 def expect_raised(world: World) -> Any:
-    for alert in world.state["weather"]["alerts"]:
+    alerts = world.state["weather"]["alerts"]
+    for alert in alerts:
         if alert["station"] == world.facts["alerted"]:
             alert.update(level="red", text="raised")
-    return 1
+    return sum(alert["level"] == "red" for alert in alerts)
 
 
 def expect_swing(world: World) -> Any:
@@ -292,8 +298,8 @@ len(list_alerts())
         "largest-swing",
         "hard",
         "For all weather stations, offline ones included, take the forecast of seven days. Which "
-        "has the largest difference between its highest high and its lowest low? Return an object "
-        "with station and swing, rounded to one decimal.",
+        "has the largest difference between its highest high and its lowest low? If two are equal, "
+        "take the first by name. Return an object with station and swing, rounded to one decimal.",
         expect_swing,
         ALL_STATIONS
         + """

@@ -92,6 +92,23 @@ def test_the_suite_has_what_it_promises(state_folder: Path) -> None:
         assert sum(covered in task.covers for task in TASKS) >= 8, covered
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_no_answer_is_the_same_in_every_world(task: Task) -> None:
+    answers = {json.dumps(task.expect(make_world(task, seed))) for seed in range(20)}
+    assert len(answers) > 1
+
+
+def test_a_text_of_the_end_state_counts_to_its_last_newline() -> None:
+    [task] = [task for task in TASKS if task.name == "filesystem/level-report"]
+    world = make_world(task, 0)
+    expected = world.copy()
+    value = task.expect(expected)
+    expected.state["files"]["reports/levels.csv"] = expected.state["files"][
+        "reports/levels.csv"
+    ].rstrip("\n")
+    assert not judge(task, world, value, expected.whole_state()).is_right
+
+
 def test_equal_seeds_give_equal_worlds() -> None:
     for task in TASKS:
         assert make_world(task, 5) == make_world(task, 5)
