@@ -150,14 +150,17 @@ def read_statistics(client: APIClient, container: str) -> dict[str, Any]:
 
 
 def is_idle(client: APIClient, container: str) -> bool:
-    """Return whether init, supervisor and worker of a container exist and all of them sleep."""
+    """Return whether supervisor and worker of a container exist and all its processes sleep.
+
+    A sandbox from the pool has no parked fork yet, so there may be only these two.
+    """
     try:
         states = [
             row[1] for row in client.top(container, ps_args="-eo pid,stat")["Processes"] or ()
         ]
     except APIError:
         return False  # the container has just been removed
-    return len(states) >= 3 and all(state.startswith("S") for state in states)
+    return len(states) >= 2 and all(state.startswith("S") for state in states)
 
 
 def read_memory_mib(client: APIClient, container: str) -> float:

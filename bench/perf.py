@@ -158,7 +158,7 @@ def format_figure(value: float, row: BenchmarkRow) -> str:
     return (
         f"{value:.2f}x"
         if row.kind == "ratio"
-        else f"{'+' * (row.kind == 'difference')}{value:.4g} {row.unit[:3]}"
+        else f"{value:{'+' * (row.kind == 'difference')}.4g} {row.unit[:3]}"
     )
 
 
