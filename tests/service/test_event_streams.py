@@ -25,6 +25,7 @@ from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK
 
+TOKEN_LIFETIME_S = 5.0  # long enough to open a stream on a busy machine
 EVERYTHING = """\
 from tools.counted import count, put
 print('hello', flush=True)
@@ -286,6 +287,22 @@ async def test_a_stream_ends_with_its_token(service: HttpService, tmp_path: Path
                 ended = [(await api.read_events(row["run"]))[-1] for row in runs]
                 assert [event.data["status"] for event in ended] == ["ok"]
             assert len(listed) == 2
+
+
+async def test_a_stream_ends_when_its_token_expires(service: HttpService, tmp_path: Path) -> None:
+    tokens = TokenStore(service.data_dir)
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        async with connect_api(service, service.create_token("eve")) as api:
+            run = (await read_until(api, gated_code(tmp_path), "output"))[0].data["run"]
+            short = tokens.create_token("eve", TOKEN_LIFETIME_S)
+            async with (
+                connect_api(service, short) as expiring,
+                expiring.stream("GET", f"/runs/{run}/events") as events,
+            ):
+                last = [event async for event in events][-1]
+            assert (last.type, last.data["code"]) == ("error", "invalid_token")
+            (tmp_path / "go").touch()
+            assert (await api.read_events(run))[-1].data["status"] == "ok"
 
 
 async def lose_request(service: HttpService, token: str, code: str, progress: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -12,6 +12,7 @@ from ..runtime.inspector import Inspector
 from ..runtime.run import Run
 from ..runtime.runtime import Runtime
 from ..server.run_starter import RunStarter
+from .event_stream import OpenStreams
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,4 @@ class ApiServices:
     keep_as_skill: Callable[[Run, str], None]  # the run of a principal, once it has finished
     package_names: Callable[[], Collection[str]]  # of the servers that code can call
     is_stopping: anyio.Event
+    streams: OpenStreams = field(default_factory=OpenStreams)  # of all routes that stream

@@ -33,7 +33,7 @@ from .api_models import AnswersRequest, EventsQuery, ExecuteRequest, RunDocument
 from .api_services import ApiServices
 from .authentication import find_caller, find_principal
 from .documents import build_run_document
-from .event_stream import EventStreamResponse, OpenStreams
+from .event_stream import EventStreamResponse
 from .requests import document_response, read_body, read_query
 from .run_events import BEGINNING, EventPosition, parse_event_id
 from .run_feed import FollowedRun, RunFeeds, RunFollower
@@ -55,7 +55,7 @@ class RunApi:
         self._keep_as_skill = services.keep_as_skill
         self._is_stopping = services.is_stopping
         self._feeds = RunFeeds(services.runtime)
-        self._streams = OpenStreams()
+        self._streams = services.streams
 
     # starting and following -----------------------------------------------------------------------
 
