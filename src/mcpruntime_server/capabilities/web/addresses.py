@@ -18,6 +18,7 @@ from httpcore2 import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream, Con
 
 from ...config.web_rules import is_ip_address
 from ...errors import CallFailed
+from .paced_stream import PacedStream
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -98,7 +99,7 @@ class CheckedBackend(AsyncNetworkBackend):
         problem: Exception | None = None
         for address in addresses:
             try:
-                return await self._backend.connect_tcp(address, port, timeout)
+                return PacedStream(await self._backend.connect_tcp(address, port, timeout))
             except ConnectError as exc:
                 problem = exc
         assert problem is not None
