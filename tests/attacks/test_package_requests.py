@@ -46,8 +46,8 @@ ATTACKS = {
 
 def build_index(folder: Path) -> None:
     """Write the wheels of a hostile index."""
-    build_wheel(folder, "bomb", "1", {"bomb.py": "#" * 1_500_000_000})
-    build_wheel(folder, "crowd", "1", {f"crowd/f{n}.py": "" for n in range(120_000)})
+    build_wheel(folder, "bomb", "1", {"bomb.py": "#" * 300_000_000})
+    build_wheel(folder, "crowd", "1", {f"crowd/f{n}.py": "" for n in range(101_000)})
     build_wheel(folder, "escape", "1", {f"{'../' * 12}tmp/escaped.py": "", "/tmp/escaped.py": ""})
     build_wheel(folder, "shadow", "1", {"json.py": "raise SystemExit", "site.py": ""})
     build_wheel(folder, "ring_a", "1", {"ring_a.py": ""}, ["ring-b"])
