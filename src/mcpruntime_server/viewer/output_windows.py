@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import anyio
 from markupsafe import Markup
 
 from ..journal.events import OutputWritten
@@ -44,6 +45,7 @@ class OutputIndex:
     style: TextStyle = PLAIN
     byte_count: int = 0
     dropped_bytes: int = 0
+    lock: anyio.Lock = field(default_factory=anyio.Lock)  # of the request that continues it
 
     @property
     def line_count(self) -> int:
@@ -141,11 +143,11 @@ class OutputReader:
         def extend(_: RunRow, stored: Iterator[StoredEvent]) -> list[StoredEvent]:
             return [each for each, _ in zip(stored, range(MAX_INDEX_PAGE_EVENTS), strict=False)]
 
-        while page := await self._journal.scan_run_events(
-            run.id, index.sequence, extend, OutputWritten
-        ):
-            for each in page:
-                if each.sequence > index.sequence:  # another request may have added it
+        async with index.lock:
+            while page := await self._journal.scan_run_events(
+                run.id, index.sequence, extend, OutputWritten
+            ):
+                for each in page:
                     index.add(each)
         return index
 
