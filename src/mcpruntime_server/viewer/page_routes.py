@@ -18,6 +18,7 @@ from ..service.api_services import ApiServices
 from ..service.authentication import Authentication
 from .approval_pages import ApprovalPages
 from .browser_logins import BrowserLogins
+from .compression import compress
 from .file_pages import FilePages
 from .page_rendering import STATIC_PATH, PageRenderer
 from .session_pages import SessionListPages
@@ -50,13 +51,13 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
     return [
         PageRoute("/", sessions.show_sessions),
         PageRoute(session_path, steps.show_session),
-        PageRoute(f"{session_path}/steps", steps.list_steps, is_page=False),
+        PageRoute(f"{session_path}/steps", compress(steps.list_steps), is_page=False),
         PageRoute(f"{session_path}/changes", steps.follow_session, is_page=False),
         PageRoute(step_path, steps.show_step),
-        PageRoute(f"{step_path}/panel", steps.show_panel),
-        PageRoute(f"{step_path}/output", steps.show_output),
+        PageRoute(f"{step_path}/panel", compress(steps.show_panel)),
+        PageRoute(f"{step_path}/output", compress(steps.show_output)),
         PageRoute(f"{step_path}/file", files.download_file),
-        PageRoute(f"{step_path}/diff", files.show_diff),
+        PageRoute(f"{step_path}/diff", compress(files.show_diff)),
         PageRoute("/skills", skills.show_skills),
         PageRoute("/skills/{name}", skills.show_skill),
         PageRoute("/skills/{name}/state", skills.change_state, RUN, "POST", is_page=False),
@@ -101,5 +102,7 @@ def build_page_routes(
         Route(LOGIN_PATH, access.log_in, methods=["POST"]),
         Route("/logout", access.log_out, methods=["POST"]),
         Route("/ui/login", access.tell_login, methods=["GET"]),
-        Route(f"{STATIC_PATH}/{{version}}/{{name}}", renderer.send_static, methods=["GET"]),
+        Route(
+            f"{STATIC_PATH}/{{version}}/{{name}}", compress(renderer.send_static), methods=["GET"]
+        ),
     ]
