@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -24,6 +25,8 @@ ESCAPE = re.compile(
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 MAX_LINE_CHARS = 4_000
 EXTENDED_COLOURS = (38, 48)
+RESETS = ("\x1b[0m", "\x1b[m")  # whatever comes before one of them has no effect behind it
+MAX_KNOWN_CODES = 4_096
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ ATTRIBUTES: Mapping[int, Any] = {
 }
 
 
+@lru_cache(MAX_KNOWN_CODES)
 def apply_codes(style: TextStyle, numbers: str) -> TextStyle:
     """Return a style after a sequence that selects colours and attributes."""
     codes = [int(each[:4] or 0) for each in numbers.split(";")] if numbers else [0]
@@ -165,7 +169,8 @@ def append_text(pieces: list[Markup], text: str, style: TextStyle, shown: int) -
 
 def skip_styles(text: str, style: TextStyle) -> TextStyle:
     """Return the style after a text that is not shown."""
-    for found in ESCAPE.finditer(text):
+    start = max(text.rfind(each) for each in RESETS)
+    for found in ESCAPE.finditer(text, max(start, 0)):
         if found["final"]:
             style = apply_codes(style, found["numbers"])
     return style

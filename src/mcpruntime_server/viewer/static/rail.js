@@ -81,11 +81,11 @@ export class Rail {
       },
       this.#drawLanes(place, step),
       make("span", { className: "num rail-step" }, String(step.step)),
+      make("span", { className: "visually-hidden" }, step.status),
       make("code", {}, step.code || "…"),
       make("span", { className: "num rail-time" }, step.status === "running" ? "running" : formatDuration(step.duration_ms)),
     );
     row.dataset.place = place;
-    row.setAttribute("aria-label", `Step ${step.step}, ${step.status}: ${step.code}`);
     if (place === this.#selected) row.setAttribute("aria-current", "step");
     row.style.transform = `translateY(${place * ROW_PX}px)`;
     return row;
