@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import io
 import json
 import ssl
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +21,7 @@ import trustme
 HOST = "127.0.0.1"
 CSV = "city,people\nOslo,709000\nBergen,291000\n"
 LARGE_BYTES = 3_000_000
+BASIC_HEADER = "Basic YW5hOnBhc3M="  # ana, pass
 
 
 @dataclass
@@ -48,6 +52,20 @@ class WebServer:
     def count(self, path: str) -> int:
         """Return how many requests there were for a path."""
         return sum(each.path == path for each in self.requests)
+
+
+def zip_table() -> bytes:
+    """Return an archive with the table."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("table.csv"), CSV)
+    return data.getvalue()
+
+
+def write_forms(secret: bytes) -> bytes:
+    """Return lines that each have a form of a secret."""
+    percent = "".join(f"%{each:02X}" for each in secret).encode()
+    return b"\n".join((secret, percent, secret.hex().encode(), base64.b64encode(secret)))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,6 +102,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(b"0123456789" * (LARGE_BYTES // 10), "application/octet-stream")
         elif path == "/chunked":
             self._send_chunks([b"one\n", b"two\n", b"three\n"])
+        elif path == "/forms":
+            data = write_forms(received.headers["Authorization"].partition(" ")[2].encode())
+            self._send_chunks([data[at : at + 5] for at in range(0, len(data), 5)])
         elif path == "/cut":
             self._send_chunks([b"x" * 100_000] * 8, is_whole=False)
         elif path == "/gzip":
@@ -100,6 +121,22 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/slow":
             time.sleep(3.0)
             self._send(b"late", "text/plain")
+        elif path == "/page":
+            number = int(self.path.rpartition("=")[2])
+            link = [("Link", f'</page?n={number + 1}>; rel="next"')] if number < 3 else []
+            self._send(json.dumps([number * 10, number * 10 + 1]).encode(), "text/json", *link)
+        elif path == "/flaky":  # only the third request is answered
+            status = 200 if self.web.count(self.path) > 2 else 503
+            self._send(b"at last", "text/plain", status=status)
+        elif path == "/login":
+            self._send(b"", "text/plain", ("Set-Cookie", "visit=7; Path=/"))
+        elif path == "/private":
+            status = 200 if received.headers.get("Authorization") == BASIC_HEADER else 401
+            self._send(b"for members", "text/plain", status=status)
+        elif path == "/table.zip":
+            self._send(zip_table(), "application/zip")
+        elif path == "/lines.json":
+            self._send(b'{"n": 1}\n{"n": 2}\n', "application/jsonl")
         elif path.startswith("/held"):
             self.web.released.wait(60.0)
             self._send(b"released", "text/plain")

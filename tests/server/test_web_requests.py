@@ -269,6 +269,7 @@ def ask(text):
         get + b"X: y\0\r\n\r\n": "400",
         get + b"X: y\nZ: z\r\n\r\n": "400",
         get + b"X: y\r\n" * 300 + b"\r\n": "431",
+        get + b"X: y\r\n" * 100_000 + b"\r\n": "431",
         b"GET http://a.example/" + b"x" * 70_000: "431",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": "505",
         b"CONNECT a.example HTTP/1.1\r\n\r\n": "400",
@@ -325,6 +326,46 @@ len(refused) > 0, urllib.request.urlopen(U + '/count').status"""
     assert await connection.evaluate(program(web, code), "killer") == [True, 200]
 
 
+async def test_a_thousand_requests_at_once_are_all_answered(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import asyncio, collections, httpx
+async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None)) as client:
+    answers = await asyncio.gather(
+        *(client.get(f'{U}/count?{n}') for n in range(1000)), return_exceptions=True)
+found = collections.Counter(str(getattr(each, 'status_code', repr(each))) for each in answers)
+found"""
+    run = await connection.run(program(web, code), "thousand")
+    while run.status == "running":
+        run = await connection.run_request(run.run)
+    assert run.status == "ok", run.text
+    found = run.value
+    assert sum(found.values()) == 1000
+    assert set(found) <= {"200", "429"}, found
+    assert await connection.evaluate(program(web, PROGRAMS["urllib"]), "beside") is not None
+
+
+async def test_an_authority_that_code_replaces_harms_its_own_requests_only(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import os, requests
+path = os.environ['REQUESTS_CA_BUNDLE']
+kept = open(path).read()
+try:
+    os.chmod(path, 0o600)
+    open(path, 'w').write('')
+    found = requests.get(U + '/count').status_code
+except (OSError, requests.RequestException) as exc:
+    found = type(exc).__name__
+found"""
+    found = await connection.evaluate(program(web, code), "authority")
+    assert found in ("PermissionError", "OSError", "SSLError"), found
+    read = "import requests\nrequests.get(U + '/count').status_code"
+    assert await connection.evaluate(program(web, read), "beside") == 200
+
+
 async def test_requests_work_in_a_fork_and_after_a_rewind(
     connection: ServerConnection, web: WebServer
 ) -> None:
@@ -351,19 +392,110 @@ import requests
     assert web.count("/planned") == 3
 
 
-async def test_a_session_goes_on_in_another_server_when_the_web_is_gone(tmp_path: Path) -> None:
+DATA_PROGRAMS = {
+    "retries": """
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+session = requests.Session()
+retry = Retry(total=3, status_forcelist=[503], backoff_factor=0)
+session.mount('https://', HTTPAdapter(max_retries=retry))
+value = session.get(U + '/flaky', timeout=10).text""",
+    "pages": """
+import requests
+url, value = U + '/page?n=1', []
+while url:
+    answer = requests.get(url)
+    answer.raise_for_status()
+    value += answer.json()
+    url = answer.links.get('next', {}).get('url')
+    url = url and U + url""",
+    "a file that is sent": """
+import pandas as pd, requests
+pd.DataFrame({'n': range(2_000)}).to_csv('sent.csv', index=False)
+with open('sent.csv', 'rb') as file:
+    value = requests.post(U + '/echo', files={'table': file}, data={'kind': 'csv'}).ok""",
+    "a streamed file": """
+import httpx
+with httpx.stream('GET', U + '/large') as answer, open('large.bin', 'wb') as file:
+    for chunk in answer.iter_bytes():
+        file.write(chunk)
+value = answer.num_bytes_downloaded""",
+    "an archive": """
+import io, requests, zipfile, pandas as pd
+with zipfile.ZipFile(io.BytesIO(requests.get(U + '/table.zip').content)) as archive:
+    archive.extractall('.')
+value = pd.read_csv('table.csv').people.tolist()""",
+    "cookies": """
+import requests
+with requests.Session() as session:
+    session.get(U + '/login')
+    value = session.get(U + '/echo').json()['headers']['Cookie'], session.cookies.get_dict()""",
+    "basic authentication": """
+import requests
+value = [requests.get(U + '/private', auth=('ana', word)).status_code for word in ('pass', 'no')]
+""",
+    "what is missing": """
+import requests, urllib.error, urllib.request
+value = []
+try:
+    requests.get(U + '/missing').raise_for_status()
+except requests.HTTPError as exc:
+    value.append(exc.response.status_code)
+try:
+    urllib.request.urlopen(U + '/missing')
+except urllib.error.HTTPError as exc:
+    value.append(exc.read().decode())""",
+    "lines of JSON": """
+import pandas as pd
+value = pd.read_json(U + '/lines.json', lines=True).n.tolist()""",
+    "a file by its address": """
+import urllib.request
+path, headers = urllib.request.urlretrieve(U + '/table.csv', 'kept.csv')
+value = path, headers['Content-Type']""",
+}
+SHOW_STATE = """
+import hashlib, pathlib
+files = [path for path in sorted(pathlib.Path().rglob('*')) if path.is_file()]
+value, {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}"""
+
+
+async def test_programs_of_a_session_are_replayed_in_another_server_when_the_web_is_gone(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "web"
     folder.mkdir()
+    runs = []
     with run_web_server(folder) as web:
         settings = write_web_settings(tmp_path, web)
         async with connect_server(settings) as connection:
-            code = "import requests\ntable = requests.get(U + '/table.csv').text"
-            run = await connection.run(program(web, code), "kept")
-            await connection.run("more = requests.get(U + '/missing').status_code", "kept")
+            for code in DATA_PROGRAMS.values():
+                runs.append(await connection.run(program(web, code) + SHOW_STATE, "kept"))
+                assert runs[-1].status == "ok", runs[-1].text
+    values = dict(zip(DATA_PROGRAMS, (run.value[0] for run in runs), strict=True))
+    assert values == {
+        "retries": "at last",
+        "pages": [10, 11, 20, 21, 30, 31],
+        "a file that is sent": True,
+        "a streamed file": LARGE_BYTES,
+        "an archive": [709000, 291000],
+        "cookies": ["visit=7", {"visit": "7"}],
+        "basic authentication": [200, 401],
+        "what is missing": [404, "there is none"],
+        "lines of JSON": [1, 2],
+        "a file by its address": ["kept.csv", "text/csv"],
+    }
+    assert list(runs[-1].value[1]) == ["kept.csv", "large.bin", "sent.csv", "table.csv"]
     async with connect_server(settings) as connection:
-        assert await connection.evaluate("table[:4], more", "kept") == ["city", 404]
-        again = await connection.replay("rerun", "kept", run=run.run)
-        assert again.status == "ok", again.text
+        assert await connection.evaluate(SHOW_STATE, "kept") == runs[-1].value
+        for run in runs:
+            again = await connection.replay("rerun", "kept", run=run.run)
+            assert (again.status, again.value) == ("ok", run.value), again.text
+        for step in (len(runs), 4):
+            fork = await connection.replay("fork", "kept", step=step)
+            assert await connection.evaluate(SHOW_STATE, fork.session) == runs[step - 1].value
+        await connection.replay("rewind", "kept", step=5)
+        assert await connection.evaluate(SHOW_STATE, "kept") == runs[4].value
 
 
 async def test_a_credential_is_sent_and_never_comes_back(tmp_path: Path) -> None:
@@ -380,6 +512,8 @@ answer = requests.get(U + '/echo', headers={'Authorization': 'Bearer of-the-code
 answer.json()['headers']['Authorization'], answer.json()['headers']['Accept-Encoding']"""
             shown = await connection.evaluate(program(web, code), "echo")
             assert shown == ["***", "identity"]
+            forms = "requests.get(U + '/forms').text.splitlines()"
+            assert await connection.evaluate(program(web, forms), "echo") == ["***"] * 4
             refused = await connection.evaluate(
                 program(web, "answer = requests.get(U + '/gzip')\nanswer.status_code, answer.text"),
                 "echo",
