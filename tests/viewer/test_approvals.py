@@ -73,4 +73,5 @@ async def test_a_token_without_the_scope_cannot_answer(viewer: Viewer) -> None:
         await expect(page.locator("[data-answer]")).to_have_count(0)
     async with viewer.open("/approvals") as page:
         await page.click("[data-answer=deny]")
+        await expect(page.locator("[data-card]")).to_have_count(0)
     assert await finish(viewer, run) == "error"
