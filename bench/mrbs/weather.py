@@ -329,9 +329,9 @@ from tools.weather import forecast
 best = {"station": "", "swing": -1}
 for name in sorted(names):
     days = forecast(name, days=7)
-    swing = max(day["high_c"] for day in days) - min(day["low_c"] for day in days)
+    swing = max(day["high_c"] for day in days) - min(day["high_c"] for day in days)
     if swing > best["swing"] + 1e-9:
-        best = {"station": name, "swing": int(swing)}
+        best = {"station": name, "swing": round(swing, 1)}
 best
 """,
         ),
