@@ -233,9 +233,11 @@ class Runtime:
         await self._ensure_capacity(principal)
         session_id, tip_id = new_session_id(), tip.id if tip else None
         origin = parent_run_id or tip_id
-        row = await self.journal.create_session(
-            session_id, name, principal, tip_id, purpose, parent_run_id
-        )
+        # A request that is cancelled meanwhile would leave a name that is taken by no session.
+        with anyio.CancelScope(shield=True):
+            row = await self.journal.create_session(
+                session_id, name, principal, tip_id, purpose, parent_run_id
+            )
         opened = SessionOpened(name, principal, self._backend.name, origin, purpose)
         self.journal.append(row.id, opened)
         environment = self._find_environment(tip.id) if tip and shares_environment else None
