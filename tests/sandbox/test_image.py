@@ -235,6 +235,17 @@ async def test_a_cancelled_build_removes_its_container_and_its_volume(
         client.inspect_volume(volume)
 
 
+def test_a_build_that_is_cancelled_early_creates_no_container(
+    base: str, index: Index, client: docker.APIClient
+) -> None:
+    settings = SandboxSettings(base_image=base, packages=("early",))
+    build = image.ImageBuild(settings, print, index.environ)
+    build.cancel()
+    with pytest.raises(Unavailable, match="was cancelled"):
+        build.run(force=False)
+    assert find_containers(client, settings) == []
+
+
 async def test_no_packages_at_all_make_an_image_of_bare_python(
     base: str, client: docker.APIClient
 ) -> None:
