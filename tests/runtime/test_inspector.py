@@ -160,7 +160,7 @@ GREEDY = (
     "seen.append(1), print('x' * 1000), globals().update(seen=0), threading.Thread(target=print)"
 )
 HOSTILE = {
-    "while": ("[0 for _ in iter(int, 1)]", "TimeoutError"),
+    "while": ("any(0 for _ in iter(int, 1))", "TimeoutError"),
     "memory": ("b'x' * 10**10", "MemoryError"),
     "output": ("print('x' * 10**8)", ""),
     "exit": ("os._exit(3)", "InterpreterDied"),
