@@ -44,7 +44,7 @@ START_TIMEOUT_S = 60.0  # the first request imports litellm, on a machine that m
 EXIT_TIMEOUT_S = 2.0  # for the process to exit after its input ends
 REPLY_GRACE_S = 5.0  # added to the timeout of the provider
 STUCK_AFTER_S = 60.0  # a late process that has sent no reply for so long is replaced
-RESTART_DELAY_S = 1.0
+START_INTERVAL_S = 1.0  # between two starts, so that one that fails at once costs little
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class ModelProcess:
         self._tasks = tasks
         self._process: Process | None = None
         self._start_lock = anyio.Lock()
+        self._next_start = 0.0  # not before this time
         self._write_lock = anyio.Lock()
         self._pending: dict[int, PendingReply] = {}
         self._last_id = 0
@@ -183,6 +184,8 @@ class ModelProcess:
     async def _ensure_started(self) -> Process:
         async with self._start_lock:
             if self._process is None:
+                await anyio.sleep_until(self._next_start)
+                self._next_start = anyio.current_time() + START_INTERVAL_S
                 self._process = await self._tasks.start(self._run_process)
             return self._process
 
@@ -196,7 +199,6 @@ class ModelProcess:
             task_status.started(process)
             await self._read_replies(process)
             logger.warning("the process that sends model requests has ended")
-            await anyio.sleep(RESTART_DELAY_S)
         finally:
             self._process = None
             self._silent_since = None
