@@ -12,15 +12,12 @@ from starlette.responses import Response
 
 from ..errors import JournalFailed, NotFound
 from ..journal.events import FileEntry
-from ..runtime.run_history import find_own_run
-from ..service.authentication import find_principal
 from ..service.file_response import build_file_response
 from .page_rendering import missing_page
 from .text_diffs import DiffLine, compare_texts
 from .viewer_services import ViewerServices
 
 MAX_COMPARED_BYTES = 1_000_000
-RUN_REMEDY = "Choose one from the list of sessions."
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,7 @@ class FilePages:
         self, request: Request, path: str
     ) -> tuple[FileEntry | None, FileEntry | None]:
         """Return a file before and after a step of the caller; None where it is not there."""
-        principal = find_principal(request.scope)
-        run_id = request.path_params["run_id"]
-        row, _ = await find_own_run(self._journal, run_id, principal, RUN_REMEDY)
+        row, _ = await self._services.find_run(request)
         before, _ = await self._journal.load_files_at(row.parent_id, [])
         after, _ = await self._journal.load_files_at(row.id, [])
         return before.get(path), after.get(path)

@@ -43,6 +43,7 @@ PAGE_SECURITY_HEADERS = {
 STATIC_PATH = "/static"
 STATIC_LIFETIME = "public, max-age=31536000, immutable"  # the address changes with the content
 VERSION_DIGITS = 12
+LIST_REMEDY = "Choose one from the list of sessions."
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,4 @@ class PageRenderer:
 
 def missing_page(what: str) -> NotFound:
     """Return the error for an address that names nothing that the caller has."""
-    return NotFound(f"There is no {what} here.", remedy="Choose one from the list of sessions.")
+    return NotFound(f"There is no {what} here.", remedy=LIST_REMEDY)

@@ -21,6 +21,7 @@ from .browser_logins import BrowserLogins
 from .compression import compress
 from .file_pages import FilePages
 from .page_rendering import STATIC_PATH, PageRenderer
+from .saving_pages import SavingPages
 from .session_pages import SessionListPages
 from .skill_pages import SkillPages
 from .step_pages import StepPages
@@ -47,6 +48,7 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
     """Return the addresses of all pages and of their parts."""
     sessions, steps = SessionListPages(services), StepPages(services)
     approvals, files, skills = ApprovalPages(services), FilePages(services), SkillPages(services)
+    saving = SavingPages(services)
     session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
     return [
         PageRoute("/", sessions.show_sessions),
@@ -58,6 +60,8 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
         PageRoute(f"{step_path}/output", compress(steps.show_output)),
         PageRoute(f"{step_path}/file", files.download_file),
         PageRoute(f"{step_path}/diff", compress(files.show_diff)),
+        PageRoute(f"{step_path}/skill", compress(saving.preview_skill), RUN),
+        PageRoute(f"{step_path}/skill", saving.save_skill, RUN, "POST", is_page=False),
         PageRoute("/skills", skills.show_skills),
         PageRoute("/skills/{name}", skills.show_skill),
         PageRoute("/skills/{name}/state", skills.change_state, RUN, "POST", is_page=False),

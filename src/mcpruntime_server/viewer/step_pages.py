@@ -15,7 +15,7 @@ from ..journal import overviews
 from ..journal.events import FileEntry, FilesChanged, MediaEntry, RunFinished
 from ..journal.overviews import RunOverview
 from ..journal.rows import UNDONE_FLAG, RunRow, SessionRow
-from ..runtime.run_history import find_own_run, first_code_line
+from ..runtime.run_history import first_code_line
 from ..runtime.run_report import validate_media
 from ..service.authentication import find_principal
 from .output_windows import OutputReader, OutputWindow
@@ -24,7 +24,6 @@ from .session_stream import build_session_stream
 from .step_views import SAFE_IMAGE_TYPES, StepView, build_step_view
 from .viewer_services import ViewerServices
 
-LIST_REMEDY = "Choose one from the list of sessions."
 MAX_LINE_DIGITS = 10
 
 
@@ -120,14 +119,8 @@ class StepPages:
         except NotFound:
             raise missing_page("session of that name") from None
 
-    async def _find_run(self, request: Request) -> tuple[RunRow, SessionRow]:
-        """Return the run of the address and its session; both are the caller's."""
-        principal = find_principal(request.scope)
-        run_id = request.path_params["run_id"]
-        return await find_own_run(self._journal, run_id, principal, LIST_REMEDY)
-
     async def _load_step(self, request: Request) -> StepView:
-        row, owner = await self._find_run(request)
+        row, owner = await self._services.find_run(request)
         damage: list[str] = []
         stored = await self._journal.load_run_parts(row, damage)
         before: dict[str, FileEntry] = {}
@@ -151,7 +144,7 @@ class StepPages:
 
     async def show_output(self, request: Request) -> Response:
         """Return a window of the output of a run."""
-        row, _ = await self._find_run(request)
+        row, _ = await self._services.find_run(request)
         output = await self._read_output(request, row)
         session_id = request.path_params["session"]
         return self._render(
@@ -166,7 +159,7 @@ class StepPages:
 
     async def send_media(self, request: Request) -> Response:
         """Return an image that the code has shown; other media is saved and not shown."""
-        row, _ = await self._find_run(request)
+        row, _ = await self._services.find_run(request)
         number = request.path_params["number"]
         found = await self._journal.load_events(
             row.session_id, row.id, event_type=RunFinished, damage=[]

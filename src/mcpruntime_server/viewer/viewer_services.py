@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.requests import Request
+
 from ..capabilities.skills.saving import SkillSaver
+from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
+from ..runtime.run_history import find_own_run
 from ..service.api_services import ApiServices
-from .page_rendering import PageRenderer
+from ..service.authentication import find_principal
+from .page_rendering import LIST_REMEDY, PageRenderer
 from .web_access import WebAccess
 
 
@@ -25,3 +30,8 @@ class ViewerServices:
     def journal(self) -> Journal:
         """Where everything is recorded."""
         return self.api.runtime.journal
+
+    async def find_run(self, request: Request) -> tuple[RunRow, SessionRow]:
+        """Return the run of the address and its session; both are the caller's."""
+        run_id, principal = request.path_params["run_id"], find_principal(request.scope)
+        return await find_own_run(self.journal, run_id, principal, LIST_REMEDY)

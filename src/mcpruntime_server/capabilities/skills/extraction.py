@@ -123,6 +123,20 @@ def extract_skill(
         raise SkillRefused(TOO_DEEP) from None
 
 
+def find_left_out(steps: Sequence[RecordedStep]) -> list[tuple[int, int, str]]:
+    """Return what `extract_skill` leaves out: number of the step, line and source of statements.
+
+    Raises `SkillRefused`.
+    """
+    statements = read_statements(steps)
+    kept = {id(each.node) for each in select_statements(statements, steps)}
+    return [
+        (each.step, each.lines[0], ast.unparse(each.node))
+        for each in statements
+        if id(each.node) not in kept
+    ]
+
+
 def find_result(statement: ast.stmt) -> Result:
     """Return what a run's last statement evaluates to; raises `SkillRefused` if that is nothing."""
     match statement:

@@ -96,10 +96,18 @@ class Trial(Protocol):
 
 
 StoreBlob = Callable[[bytes], Awaitable[str]]  # returns the digest
+ReportProgress = Callable[[str], None]  # takes what is done now, as people read it
+
+
+def ignore_progress(_: str) -> None:
+    """Take no notice of what is done now."""
 
 
 async def run_gate(
-    candidate: Skill, open_trial: AbstractAsyncContextManager[Trial], store_blob: StoreBlob
+    candidate: Skill,
+    open_trial: AbstractAsyncContextManager[Trial],
+    store_blob: StoreBlob,
+    report: ReportProgress = ignore_progress,
 ) -> tuple[Skill, tuple[str, ...]]:
     """Return a candidate as its cases show it: active or a draft, with reasons and actual calls.
 
@@ -112,7 +120,7 @@ async def run_gate(
     """
     with anyio.move_on_after(GATE_TIMEOUT_S):
         async with open_trial as trial:
-            gate = _Gate(candidate, trial, store_blob)
+            gate = _Gate(candidate, trial, store_blob, report)
             reasons = await gate.test()
         state: SkillState = "draft" if reasons else "active"
         cases = tuple(gate.tested) or candidate.cases
@@ -124,7 +132,9 @@ async def run_gate(
 class _Gate:
     """The test of one skill, which the code of `trial` imports like any skill in use."""
 
-    def __init__(self, candidate: Skill, trial: Trial, store_blob: StoreBlob) -> None:
+    def __init__(
+        self, candidate: Skill, trial: Trial, store_blob: StoreBlob, report: ReportProgress
+    ) -> None:
         self.tested: list[RecordedCase] = []  # with their actual calls; all of them or none
         self.removable: tuple[str, ...] = ()
         self._cases = candidate.cases
@@ -136,15 +146,18 @@ class _Gate:
         self._tree = parse_source(candidate.source)
         self._trial = trial
         self._store_blob = store_blob
+        self._report = report
         self._reseeded_trials = RESEEDED_TRIALS if RANDOMNESS.search(candidate.source) else 1
         self._variant_timeout_s = MIN_VARIANT_TIMEOUT_S
 
     async def test(self) -> tuple[str, ...]:
         """Return the reasons against the skill."""
+        self._report("It is imported alone.")
         if reason := await self._test_import():
             return (reason,)
         recordings: list[Recording] = []
-        for case in self._cases:
+        for number, case in enumerate(self._cases, 1):
+            self._report(f"Recorded case {number} of {len(self._cases)} is repeated.")
             recording, reason = await self._reproduce(case)
             if reason:
                 return (reason,)
@@ -221,6 +234,7 @@ class _Gate:
         idle: list[str] = []
         reasons: list[str] = []
         for name in names:
+            self._report(f"Other values of {name} are tried.")
             results: list[TrialResult] = []
             for case, recording, values in zip(self.tested, recordings, inputs, strict=True):
                 if not results and name in values:

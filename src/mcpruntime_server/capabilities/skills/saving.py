@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from ...journal.recording import Recording, load_recording
 from ...journal.rows import RunRow
 from ...journal.store import Journal
 from .descriptions import NOT_DESCRIBED, apply_summary, needs_description
-from .gate import Trial, run_gate
+from .gate import ReportProgress, Trial, ignore_progress, run_gate
 from .library import SkillLibrary
 from .lint import check_case, check_skill
 from .model import (
@@ -79,6 +79,30 @@ class SaveResult:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class LeftOutCode:
+    """A statement of run `run_id`, at a line of its code, that a skill made of it does not need."""
+
+    run_id: str
+    step: int
+    line: int
+    source: str
+
+
+@dataclass(frozen=True)
+class SkillPreview:
+    """What a run would be saved as, before its test.
+
+    `known` is the version that does the same, if there is one. If the run only calls a skill, it
+    `adds_case` to that: then nothing is extracted.
+    """
+
+    candidate: Skill
+    left_out: Sequence[LeftOutCode] = ()
+    known: Skill | None = None
+    adds_case: bool = False
+
+
 class SkillSaver:
     """Adds skills to a library, one at a time.
 
@@ -106,24 +130,51 @@ class SkillSaver:
         self._considered: dict[bytes, None] = {}  # digests of code
         self._lock = anyio.Lock()
 
-    async def save_run(self, run: RunRow, name: str = "", summary: str = "") -> SaveResult:
+    async def preview_run(self, run: RunRow) -> SkillPreview:
+        """Return what `save_run` would test; nothing is executed or saved.
+
+        Raises `SkillRefused`, `InvalidRequest`, `JournalFailed`, and `NotFound` for a run that only
+        calls a skill that is not there.
+        """
+        check_succeeded(run)
+        from .extraction import extract_skill, find_left_out, find_skill_call
+
+        rows = await self._load_lineage(run)
+        steps = [await self._load_step(row, run) for row in rows]
+        if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
+            skill = await self.library.get(call[0])
+            return SkillPreview(skill, known=skill, adds_case=True)
+        extracted = await anyio.to_thread.run_sync(extract_skill, steps)
+        known, candidate = await self._name_and_merge(extracted, "")
+        left_out = [
+            LeftOutCode(rows[number].id, rows[number].step, line, source)
+            for number, line, source in await anyio.to_thread.run_sync(find_left_out, steps)
+        ]
+        return SkillPreview(candidate, left_out, known)
+
+    async def save_run(
+        self,
+        run: RunRow,
+        name: str = "",
+        summary: str = "",
+        report: ReportProgress = ignore_progress,
+    ) -> SaveResult:
         """Save what a recorded run did as a skill, described by `summary` if that is given.
 
         Raises `SkillRefused`, `InvalidRequest`, `JournalFailed`.
         """
         name = parse_skill_name(name) if name else ""
-        if run.status != "ok":
-            raise InvalidRequest(
-                f"Run {run.id} is {run.status}: only a run that succeeded can be saved."
-            )
+        check_succeeded(run)
         from .extraction import extract_skill, find_skill_call  # expensive, and rarely needed
 
         steps = await self._load_steps(run)
         async with self._lock:
             if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
-                return await self._add_case(*call)
+                return await self._add_case(*call, report=report)
             extract = partial(extract_skill, steps, name=name)
-            return await self._save(extract, name, session=run.session_id, summary=summary)
+            return await self._save(
+                extract, name, session=run.session_id, summary=summary, report=report
+            )
 
     async def save_code(self, code: str, name: str = "", summary: str = "") -> SaveResult:
         """Save code that was written as a skill: a draft, until a run that uses it is saved."""
@@ -216,28 +267,32 @@ class SkillSaver:
 
     # steps and cases ------------------------------------------------------------------------------
 
+    async def _load_lineage(self, run: RunRow) -> list[RunRow]:
+        return (await self._journal.load_lineage(run.id))[-MAX_STEPS:]
+
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
         """Return the recorded runs that led to a run, and that run."""
-        steps = []
-        for row in (await self._journal.load_lineage(run.id))[-MAX_STEPS:]:
-            recording = await load_recording(self._journal, row)
-            outcome = recording.outcome
-            case = RecordedCase(
-                {},
-                recording.calls,
-                outcome["value"],
-                outcome["stdout"],
-                seed=recording.start.seed,
-                clock_readings=recording.clock_readings,
-            )
-            code, error = recording.start.code, outcome["error"]
-            # A function of an earlier step may read the input of the last one.
-            may_read = row.id == run.id or CONTEXT_NAME in code
-            found = await self._load_input(recording) if may_read else None
-            failed_line = (error and error["line"]) or 0
-            succeeded = outcome["status"] == "ok"
-            steps.append(RecordedStep(row.id, code, case, succeeded, failed_line, found))
-        return steps
+        return [await self._load_step(row, run) for row in await self._load_lineage(run)]
+
+    async def _load_step(self, row: RunRow, saved: RunRow) -> RecordedStep:
+        """Return a recorded run that led to the one that is `saved`, or that one."""
+        recording = await load_recording(self._journal, row)
+        outcome = recording.outcome
+        case = RecordedCase(
+            {},
+            recording.calls,
+            outcome["value"],
+            outcome["stdout"],
+            seed=recording.start.seed,
+            clock_readings=recording.clock_readings,
+        )
+        code, error = recording.start.code, outcome["error"]
+        # A function of an earlier step may read the input of the last one.
+        may_read = row.id == saved.id or CONTEXT_NAME in code
+        found = await self._load_input(recording) if may_read else None
+        failed_line = (error and error["line"]) or 0
+        succeeded = outcome["status"] == "ok"
+        return RecordedStep(row.id, code, case, succeeded, failed_line, found)
 
     async def _load_input(self, recording: Recording) -> Mapping[str, Any] | None:
         """Return what CONTEXT was; None if that was no single text which a case can hold."""
@@ -252,7 +307,9 @@ class SkillSaver:
             return None
         return make_input_value(entry["name"], text)
 
-    async def _add_case(self, reference: str, case: RecordedCase) -> SaveResult:
+    async def _add_case(
+        self, reference: str, case: RecordedCase, *, report: ReportProgress
+    ) -> SaveResult:
         """Test a skill with one more case."""
         skill = await self.library.get(reference)
         if skill.owner != self.library.principal:
@@ -271,7 +328,7 @@ class SkillSaver:
             described_by=skill.described_by,
             is_hand_written=True,
         )
-        return await self._save(lambda _: candidate, skill.name)
+        return await self._save(lambda _: candidate, skill.name, report=report)
 
     # saving ---------------------------------------------------------------------------------------
 
@@ -283,6 +340,7 @@ class SkillSaver:
         session: str = "",
         skips_gate: bool = False,
         summary: str = "",
+        report: ReportProgress = ignore_progress,
     ) -> SaveResult:
         """Test a skill, and add it as a new version, active or not.
 
@@ -301,16 +359,17 @@ class SkillSaver:
             if skips_gate:
                 return SaveResult(await self._add(replace(candidate, reasons=(NOT_CHECKED_YET,))))
             started = anyio.current_time()
-            candidate, removable = await self._test(candidate)
+            candidate, removable = await self._test(candidate, report)
             gate_s = anyio.current_time() - started
             is_final = fixed.issuperset(removable) or candidate.is_hand_written
             if is_final or attempt == MAX_ATTEMPTS:
                 break
+            report(f"It is made again with literals in place of {', '.join(removable)}.")
             fixed |= {*removable}  # extract it again, with literals in place of these parameters
         note = ""
         if session and not summary and candidate.state == "active":
             candidate, note = await self._let_describe(
-                candidate, session, gate_s, may_rename=not name and duplicate is None
+                candidate, session, gate_s, report, may_rename=not name and duplicate is None
             )
         return SaveResult(await self._add(candidate), note=note)
 
@@ -346,13 +405,20 @@ class SkillSaver:
         return is_tested and (duplicate.owner != self.library.principal or not has_new_case)
 
     async def _let_describe(
-        self, skill: Skill, session: str, gate_s: float, *, may_rename: bool
+        self,
+        skill: Skill,
+        session: str,
+        gate_s: float,
+        report: ReportProgress,
+        *,
+        may_rename: bool,
     ) -> tuple[Skill, str]:
         """Return a skill with a model's words if it passes the gate with them, and a note."""
         versions = await self._load_own_versions(skill.name)
         is_new = all(each.state != "active" for each in versions)
         if self._describe is None or not is_new or not needs_description(skill):
             return skill, ""
+        report("A model describes it.")
         taken_names = None
         if may_rename and not skill.is_hand_written:
             taken_names = await self.library.taken_names()
@@ -364,7 +430,9 @@ class SkillSaver:
                 return skill, NOT_DESCRIBED.format(reason)
         return described, note
 
-    async def _test(self, skill: Skill) -> tuple[Skill, tuple[str, ...]]:
+    async def _test(
+        self, skill: Skill, report: ReportProgress = ignore_progress
+    ) -> tuple[Skill, tuple[str, ...]]:
         """Test a skill as the version that it is, or will be; return what the gate returns."""
         if not skill.cases:
             return replace(skill, state="draft", reasons=(NO_CASE,)), ()
@@ -374,7 +442,7 @@ class SkillSaver:
             digest = compute_digest(skill.source.encode())
             offered = replace(offered, version=version, digest=digest)
         open_trial = self._open_trial_of(offered)
-        tested, removable = await run_gate(offered, open_trial, self._journal.put_blob)
+        tested, removable = await run_gate(offered, open_trial, self._journal.put_blob, report)
         return replace(tested, version=skill.version, digest=skill.digest), removable
 
     @asynccontextmanager
@@ -389,6 +457,14 @@ class SkillSaver:
         digests = {tool: self.library.get_tool_digest(tool) for tool in skill.used_tools}
         saved = replace(skill, saved_at=time.time(), tool_digests=digests)
         return await anyio.to_thread.run_sync(self.library.store.add_version, saved)
+
+
+def check_succeeded(run: RunRow) -> None:
+    """Raise `InvalidRequest` unless a run can be saved."""
+    if run.status != "ok":
+        raise InvalidRequest(
+            f"Run {run.id} is {run.status}: only a run that succeeded can be saved."
+        )
 
 
 def has_useful_result(value: RunValue | None) -> bool:

@@ -22,8 +22,9 @@ export function loadDocument(address, signal) {
       } else if (request.status === 200 && request.response) {
         resolve(request.response);
       } else {
-        const heading = request.response?.querySelector("h1");
-        reject(new RequestFailed(request.status, heading?.textContent ?? "The server has failed."));
+        const parts = [...(request.response?.querySelectorAll("[data-problem]") ?? [])];
+        const text = parts.map((each) => each.textContent).join(" ");
+        reject(new RequestFailed(request.status, text || "The server has failed."));
       }
     };
     request.onerror = () => reject(new RequestFailed(0, "The server does not answer."));
@@ -44,6 +45,43 @@ export async function sendJson(address, body = {}, method = "POST") {
   return readAnswer(await tryFetch(address, { method, headers, body: JSON.stringify(body) }));
 }
 
+/** Send JSON data to start work, call `onProgress` with what is done, and return what comes of it. */
+export async function followWork(address, body, onProgress, signal) {
+  const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrfToken() };
+  const response = await tryFetch(address, { method: "POST", headers, body: JSON.stringify(body), signal });
+  if (!response.ok) return readAnswer(response);
+  for await (const { kind, data } of readEvents(response.body)) {
+    if (kind === "progress") onProgress(data);
+    else if (kind === "done") return data;
+    else throw describeProblem(response.status, data);
+  }
+  throw new RequestFailed(0, "The connection was lost before the end.");
+}
+
+/** Yield the events of a stream as it arrives. */
+async function* readEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  while (true) {
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true };
+    });
+    if (done) return;
+    text += value;
+    const parts = text.split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      const found = /^event: (\w+)\ndata: (.*)$/s.exec(part);
+      if (found) yield { kind: found[1], data: JSON.parse(found[2]) };
+    }
+  }
+}
+
+function describeProblem(status, data) {
+  return new RequestFailed(status, [data.detail, data.remedy].filter(Boolean).join(" "));
+}
+
 async function tryFetch(address, options) {
   try {
     return await fetch(address, options);
@@ -57,7 +95,7 @@ async function readAnswer(response) {
   if (response.status === 401) location.reload();
   const data = response.status === 204 ? null : await response.json();
   if (!response.ok) {
-    throw new RequestFailed(response.status, [data.detail, data.remedy].filter(Boolean).join(" "));
+    throw describeProblem(response.status, data);
   }
   return data;
 }

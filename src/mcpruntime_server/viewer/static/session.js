@@ -10,6 +10,7 @@ import { OutputView } from "./output_view.js";
 import { startProbes } from "./probes.js";
 import { startQuestions } from "./questions.js";
 import { Rail } from "./rail.js";
+import { startSaving } from "./saving.js";
 import { ScrubBar } from "./scrub_bar.js";
 import { StepList } from "./step_list.js";
 import { showTimes } from "./viewer.js";
@@ -101,6 +102,7 @@ function startTools(panel, run) {
   startProbes(panel, run);
   startQuestions(panel, run);
   startChanges(panel, session, run);
+  startSaving(panel, session, run);
 }
 
 function startOutput() {
