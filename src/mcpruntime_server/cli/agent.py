@@ -13,18 +13,23 @@ import click
 
 from ..capabilities.agent import DEFAULT_STEPS
 from ..capabilities.model_requests import ModelUsage
+from ..client.reference_agent.local_files import LocalFiles, read_file_start
 from ..config import Config
 from ..errors import InvalidRequest, McpRuntimeError
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_error
 from .console import ConsoleWriter, format_count, format_duration
 from .options import full_option, json_option, pass_config
-from .reference_agent.local_files import LocalFiles, read_file_start
 from .signals import run_until_signal
 from .terminal_text import print_json
 
 if TYPE_CHECKING:
-    from .reference_agent.reference_agent import ReferenceAgent, TaskCost, TaskEvent, TaskFinished
+    from ..client.reference_agent.reference_agent import (
+        ReferenceAgent,
+        TaskCost,
+        TaskEvent,
+        TaskFinished,
+    )
 
 MAX_COMMENT_CHARS = 400  # of the text that a model writes beside its program
 MAX_CONTEXT_BYTES = 1_000_000  # of files that are passed as text; larger ones become inputs
@@ -97,7 +102,7 @@ def agent_command(
     writer = ConsoleWriter(show_full=show_full)
 
     async def work() -> TaskFinished:
-        from .reference_agent import create_agent
+        from ..client.reference_agent import create_agent
 
         async with create_agent(
             config,
@@ -122,7 +127,7 @@ async def stream_task(
     writer: ConsoleWriter, agent: ReferenceAgent, task: AgentOptions
 ) -> TaskFinished:
     """Show a task being done; raises `McpRuntimeError`, but shows the cost first."""
-    from .reference_agent.reference_agent import TaskFinished
+    from ..client.reference_agent.reference_agent import TaskFinished
 
     writer.write_block("task", task.text)
     try:
@@ -146,7 +151,7 @@ def show_task_event(writer: ConsoleWriter, event: TaskEvent, steps: int) -> None
         ProgramFinished,
         ProgramStarted,
     )
-    from .reference_agent.reference_agent import RouteChosen, SkillsFound, TaskFinished
+    from ..client.reference_agent.reference_agent import RouteChosen, SkillsFound, TaskFinished
 
     match event:
         case RouteChosen():

@@ -14,9 +14,9 @@ import anyio
 import pytest
 
 from bench import fake_llm
+from mcpruntime_server import connect_runtime, create_agent
 from mcpruntime_server.capabilities.agent.agent_loop import AnswerRejected, ProgramFinished
-from mcpruntime_server.cli.reference_agent import create_agent
-from mcpruntime_server.cli.reference_agent.reference_agent import (
+from mcpruntime_server.client.reference_agent.reference_agent import (
     ReferenceAgent,
     RouteChosen,
     SkillsFound,
@@ -25,6 +25,7 @@ from mcpruntime_server.cli.reference_agent.reference_agent import (
 from mcpruntime_server.config import load_config
 from mcpruntime_server.errors import CallFailed, Unavailable
 from tests.helpers.commands import CompletedCommand, run_command
+from tests.helpers.server_connection import server_parameters
 from tests.server.conftest import upstream_entry
 
 from .conftest import program_answer, write_model_settings
@@ -328,16 +329,13 @@ async def test_one_program_cannot_cost_more_than_the_task_may(
 
 
 async def test_a_server_that_does_not_start_is_reported(
-    tmp_path: Path, model: fake_llm.ModelServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: fake_llm.ModelServer
 ) -> None:
-    config = load_config(write_model_settings(tmp_path, model))
-    monkeypatch.setenv("MCPRUNTIME_SANDBOX__PIDS", "many")
-    with pytest.raises(Unavailable, match="The server of the agent did not start") as caught:
-        async with create_agent(config):
+    path = write_model_settings(tmp_path, model)
+    (tmp_path / "data").write_text("not a folder")
+    with pytest.raises(Unavailable, match=r"The data folder .* cannot be used"):
+        async with create_agent(load_config(path)):
             raise AssertionError
-    log = tmp_path / "data" / "logs" / "agent-server.log"
-    assert str(log) in caught.value.remedy
-    assert "MCPRUNTIME_SANDBOX__PIDS" in log.read_text()
 
 
 async def test_the_death_of_the_server_is_reported(
@@ -345,7 +343,12 @@ async def test_the_death_of_the_server_is_reported(
 ) -> None:
     code = "import os, signal\nos.kill(int(open(CONTEXT).read()), signal.SIGKILL)"
     model.set_script({"match": "Task:\nKill", "reply": program_answer(code)})
-    async with agent(tmp_path, model, recursive=True) as made:
+    config = load_config(write_model_settings(tmp_path, model))
+    server = server_parameters(tmp_path / "server.toml")
+    async with (
+        connect_runtime(server) as runtime,
+        create_agent(config, runtime=runtime, recursive=True) as made,
+    ):
         [lock] = (tmp_path / "data" / "servers").glob("*.lock")
         with pytest.raises(Unavailable, match="The server does not answer"):
             await made.execute_task("Kill it", str(lock))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpruntime_server.cli.reference_agent.task_routing import (
+from mcpruntime_server.client.reference_agent.task_routing import (
     DEFAULT_INPUT_TOKENS,
     SMALL_MATERIAL_CHARS,
     choose_route,

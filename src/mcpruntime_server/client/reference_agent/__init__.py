@@ -9,16 +9,16 @@ async with create_agent(load_config(path), model="...") as agent:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...capabilities.agent import DEFAULT_STEPS
 from ...config import BudgetLimits, Config, load_config
-from ...errors import McpRuntimeError
 
 if TYPE_CHECKING:
+    from ..runtime_client import RuntimeClient
     from .reference_agent import ReferenceAgent
 
 __all__ = ["create_agent"]
@@ -32,7 +32,7 @@ def ignore_wait(message: str) -> None:
 async def create_agent(
     config: Config | None = None,
     *,
-    target: Any = None,
+    runtime: RuntimeClient | None = None,
     model: str = "",
     recursive: bool = False,
     steps: int = DEFAULT_STEPS,
@@ -41,7 +41,7 @@ async def create_agent(
     roots: Sequence[Path] = (),
     on_wait: Callable[[str], None] = ignore_wait,
 ) -> AsyncIterator[ReferenceAgent]:
-    """Yield an agent with a new server on these settings, or with `target` as its server.
+    """Yield an agent with a new server in this process, or with the server of `runtime`.
 
     `model` replaces the configured model. With `recursive`, programs do every task. A task has at
     most `steps` programs. `usd` limits the cost of all tasks together. With `saves_skills`, runs
@@ -55,32 +55,47 @@ async def create_agent(
     from ...capabilities.llm.budgeted_model import BudgetedModel
     from ...capabilities.llm.model_process import open_model_process
     from ...capabilities.llm.model_service import select_backend
+    from ..connecting import embed_runtime
     from .reference_agent import ReferenceAgent
-    from .session_client import SessionClient, connect_session, list_package_names
+    from .session_client import SessionClient, list_package_names
 
     config = load_config() if config is None else config
-    llm = replace(config.llm, model=model) if model else config.llm
+    if model:
+        config = replace(config, llm=replace(config.llm, model=model))
     failure: Exception | None = None
-    async with open_model_process(llm) as process:
+    async with open_model_process(config.llm) as process:
         try:
-            budgeted_model = BudgetedModel(llm, select_backend(llm, process))
+            budgeted_model = BudgetedModel(config.llm, select_backend(config.llm, process))
             budgeted_model.check_can_drive_agents("")
-            async with connect_session(config, target, model, roots, usd) as client:
-                agent = ReferenceAgent(
+            server_config = extend_settings(config, roots, usd)
+            async with nullcontext(runtime) if runtime else embed_runtime(server_config) as client:
+                yield ReferenceAgent(
                     budgeted_model,
                     lambda: SessionClient(client, on_wait),
                     Budget("agent", BudgetLimits(usd=usd)),
-                    max_input_tokens=await process.max_input_tokens(llm.model),
+                    max_input_tokens=await process.max_input_tokens(config.llm.model),
                     packages=await list_package_names(client),
                     recursive=recursive,
                     steps=steps,
                     saves_skills=saves_skills,
                 )
-                try:
-                    yield agent
-                except Exception as exc:  # noqa: BLE001 - raised below, outside the task groups
-                    failure = exc
-        except McpRuntimeError as exc:
+        except Exception as exc:  # noqa: BLE001 - raised below, outside the task groups
             failure = exc
     if failure is not None:
         raise failure
+
+
+def extend_settings(config: Config, roots: Sequence[Path], usd: float | None) -> Config:
+    """Return the settings of an agent's server.
+
+    Files below `roots` can be its inputs, too. `usd` is the most that all its programs together may
+    spend on models.
+    """
+    limits = [limit for limit in (usd, config.llm.principal.usd) if limit is not None]
+    principal = replace(config.llm.principal, usd=min(limits, default=None))
+    folders = tuple(dict.fromkeys((*config.server.context_roots, *roots)))
+    return replace(
+        config,
+        llm=replace(config.llm, principal=principal),
+        server=replace(config.server, context_roots=folders),
+    )
