@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance openapi deployment-tools browser screenshots demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ agents:
 conformance:
 	@scripts/test-conformance
 
+leaderboard: setup
+	@scripts/test-bfcl
+
 openapi: setup
 	@scripts/test-openapi
 
@@ -44,7 +47,7 @@ screenshots: setup browser  # docs/images
 demo: image upstreams
 	@$(BIN)/mcpruntime-server demo
 
-test: image upstreams agents conformance openapi deployment-tools browser lint check
+test: image upstreams agents conformance leaderboard openapi deployment-tools browser lint check
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
@@ -73,7 +76,7 @@ MINUTES := 10
 fuzz: setup
 	$(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
-coverage: image upstreams agents conformance openapi deployment-tools browser
+coverage: image upstreams agents conformance leaderboard openapi deployment-tools browser
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered
 
@@ -84,11 +87,12 @@ bench: image upstreams
 SMOKE := bench/results/smoke
 ONE_OF_EACH := --categories calculator filesystem database chained --limit 1
 
-bench-smoke: image
+bench-smoke: image leaderboard
 	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
 	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
 	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
 	@$(BIN)/python -m bench run same-tape --limit 4 --json $(SMOKE)/same-tape.json
+	@$(BIN)/python -m bench run bfcl --limit 1 --json $(SMOKE)/bfcl.json
 	@$(BIN)/python -m bench run undo --quick --json $(SMOKE)/undo.json
 	@$(BIN)/python -m bench run density --quick --json $(SMOKE)/density.json
 	@$(BIN)/python -m bench perf --quick --only warm_run --json $(SMOKE)/perf.json

@@ -12,11 +12,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
-from .harness import start_server
+from .harness import TestServer, start_server
 from .mrbs import TASKS, make_world
 from .mrbs.stage import open_stage
 from .mrbs.task import fill_in
@@ -44,18 +45,36 @@ async def replay_all(recorder: ResultRecorder, seed: int, limit: int) -> None:
         shutil.move(first / "data", second / "data")
         async with start_server(second, {"mcpServers": gone}) as server:
             for session, task in sessions.items():
-                began = time.perf_counter()
-                try:
-                    note = str((await server.call_replay("rerun", session)).get("note", ""))
-                except RuntimeError as exc:
-                    note = str(exc)
-                took_ms = (time.perf_counter() - began) * 1e3
-                is_same = SAME_NOTE in note
-                recorder.add(f"{task.name}: same", "share", [float(is_same)], "higher")
-                recorder.add(f"{task.name}: replay", "ms", [took_ms])
-                if not is_same:
-                    recorder.failures[session] = note[:300]
-                print(f"{'same' if is_same else 'DIFFERENT':10}{took_ms:8.0f} ms  {task.name}")
+                replay = await replay_session(server, session)
+                recorder.add(f"{task.name}: same", "share", [float(replay.is_same)], "higher")
+                recorder.add(f"{task.name}: replay", "ms", [replay.took_ms])
+                if not replay.is_same:
+                    recorder.failures[session] = replay.note[:300]
+                verdict = "same" if replay.is_same else "DIFFERENT"
+                print(f"{verdict:10}{replay.took_ms:8.0f} ms  {task.name}")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a session was replayed; `note` is what the server says of it."""
+
+    note: str
+    took_ms: float
+
+    @property
+    def is_same(self) -> bool:
+        """Whether all steps were the same as recorded."""
+        return SAME_NOTE in self.note
+
+
+async def replay_session(server: TestServer, session: str) -> Replay:
+    """Replay a session; a failure is in the note."""
+    began = time.perf_counter()
+    try:
+        note = str((await server.call_replay("rerun", session)).get("note", ""))
+    except RuntimeError as exc:
+        note = str(exc)
+    return Replay(note, (time.perf_counter() - began) * 1e3)
 
 
 def make_folders(parent: Path) -> tuple[Path, Path]:

@@ -100,7 +100,7 @@ def summarize_mode(result: SuiteResult) -> list[str]:
     return [
         result.mode,
         result.model or "-",
-        f"{right} of {len(tasks)}, {wilson_interval(right, len(tasks)).as_percent()}",
+        format_share(right, len(tasks)),
         median(task["seconds"] for task in tasks),
         median(task["calls"] for task in tasks),
         median(each["turns"] for each in usage) if has_model else "-",
@@ -124,6 +124,48 @@ def group_table(results: Sequence[SuiteResult], key: str, title: str) -> str:
             row.append(f"{right}/{len(tasks)}" + (f", {tokens:,.0f} tokens" if tokens else ""))
         rows.append(row)
     return markdown_table([title, *(each.mode for each in results)], rows)
+
+
+def write_bfcl(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on the leaderboard: a line for each category, and their sum."""
+    result = results[-1]
+    categories: dict[str, dict[str, int]] = result.details["categories"]
+    lines = {**categories, "all": dict(sum(map(Counter, categories.values()), Counter()))}
+    rows = [
+        [
+            name.replace("_", " "),
+            str(found["calls"]),
+            format_share(found.get("right", 0), found["scenarios"]),
+            format_share(found.get("same", 0), found["scenarios"]),
+        ]
+        for name, found in lines.items()
+    ]
+    took = {
+        unit: [each.samples[0] for each in result.measurements if each.unit == unit]
+        for unit in ("s", "ms")
+    }
+    text = (
+        "The gold trajectories of the multi-turn categories of the Berkeley Function-Calling "
+        "Leaderboard, each as one program; its tool classes are one MCP server, and its own "
+        "checkers compare the state and the returned values after each turn. So this shows that "
+        "programs do what function calls do, and nothing about a model. A run in a new session "
+        f"took {1e3 * statistics.median(took['s']):.0f} ms (median) and "
+        f"{1e3 * percentile(took['s'], 0.99):.0f} ms (p99), a replay without the tools, from a "
+        f"moved data folder, {statistics.median(took['ms']):.0f} ms and "
+        f"{percentile(took['ms'], 0.99):.0f} ms.\n"
+    )
+    header = ("category", "calls", "right", "replayed the same")
+    named = "".join(f"- {name}: {note}\n" for name, note in result.failures.items())
+    limit = result.details["limit"]
+    option = f" --limit {limit}" if limit else ""
+    head = describe_run(result, f"python -m bench run bfcl{option}")
+    table = markdown_table(header, rows)
+    return f"## BFCL: gold trajectories as programs\n{head}\n{text}\n{table}{named}"
+
+
+def format_share(count: int, total: int) -> str:
+    """Return a count with its share and interval."""
+    return f"{count} of {total}, {wilson_interval(count, total).as_percent()}"
 
 
 # experiments --------------------------------------------------------------------------------------
@@ -325,6 +367,15 @@ def readme_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, st
         tokens = sum(task["usage"]["tokens_in"] for task in tasks)
         model = f", model `{result.model}`: {tokens:,} tokens in" if result.model else ""
         lines.append(f"- MRBS, {result.mode}: {right} of {len(tasks)} tasks right{model}.")
+    for result in results.get("bfcl", ()):
+        counts = result.details["categories"].values()
+        total, right, same = (
+            sum(each[key] for each in counts) for key in ("scenarios", "right", "same")
+        )
+        lines.append(
+            f"- BFCL, multi-turn: {right} of {total} gold trajectories right as one program each, "
+            f"{same} replayed the same with the tools off."
+        )
     for result in results.get("same-tape", ()):
         same, total = result.details["same"]
         lines.append(
@@ -339,6 +390,7 @@ def readme_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, st
 
 SECTIONS: dict[str, WriteSection] = {
     "mrbs": write_mrbs,
+    "bfcl": write_bfcl,
     "context-cost": write_context_cost,
     "kill-anywhere": write_kills,
     "same-tape": write_same_tape,

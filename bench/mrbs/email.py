@@ -16,23 +16,16 @@ TOPICS = ("invoice", "meeting", "delivery", "holiday")
 
 def make_world(draw: Random) -> World:
     """Return 34 messages in two folders."""
-    messages = []
-    for number in range(1, 35):
-        topic = draw.choice(TOPICS)
-        amount = draw.randint(10, 900)
-        body = f"Dear all,\nthis is about the {topic}."
-        if topic == "invoice":
-            body += f"\nThe amount due is {amount} EUR."
-        messages.append(
-            {
-                "id": number,
-                "folder": "inbox" if draw.random() < 0.8 else "later",
-                "sender": draw.choice(SENDERS),
-                "subject": f"{topic.capitalize()} {draw.randint(1000, 9999)}",
-                "body": body,
-                "is_read": draw.random() < 0.4,
-            }
-        )
+    messages = [
+        {
+            "id": number,
+            "folder": "inbox" if draw.random() < 0.8 else "later",
+            "sender": draw.choice(SENDERS),
+            **write_message(draw, draw.choice(TOPICS)),
+            "is_read": draw.random() < 0.4,
+        }
+        for number in range(1, 35)
+    ]
     mail = {
         "messages": messages[::-1],
         "folders": ["inbox", "later", "done", "bills"],
@@ -43,7 +36,36 @@ def make_world(draw: Random) -> World:
     for message in messages:
         if message["sender"] == facts["sender"]:
             message["is_read"] = False
+    pin_messages(draw, messages, facts)
     return World({"mail": mail}, facts)
+
+
+def write_message(draw: Random, topic: str) -> dict[str, Any]:
+    """Return the subject and body of a message about a topic."""
+    body = f"Dear all,\nthis is about the {topic}."
+    if topic == "invoice":
+        body += f"\nThe amount due is {draw.randint(10, 900)} EUR."
+    return {"subject": f"{topic.capitalize()} {draw.randint(1000, 9999)}", "body": body}
+
+
+def pin_messages(draw: Random, messages: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Make the messages without which a wrong program would be right by chance.
+
+    The oldest is an invoice, so that invoices are on the last page, and the sender has another one.
+    About the topic, there are messages to answer, already read, and of a refused sender.
+    """
+    sender, topic = facts["sender"], facts["topic"]
+    other = next(each for each in SENDERS if each != sender)
+    kinds = (
+        (sender, "invoice", False),
+        (sender, topic, False),
+        (other, topic, True),
+        (SENDERS[3], topic, False),
+    )
+    pinned = [messages[0], *draw.sample(messages[1:], len(kinds) - 1)]
+    for message, (address, about, is_read) in zip(pinned, kinds, strict=True):
+        message.update({"folder": "inbox", "sender": address, "is_read": is_read})
+        message.update(write_message(draw, about))
 
 
 def inbox_of(world: World) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The multi-turn categories of the Berkeley Function-Calling Leaderboard as programs."""
