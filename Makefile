@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: setup engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 setup: $(READY)
 
@@ -40,6 +40,15 @@ deployment-tools:
 
 browser:
 	@scripts/test-browser
+
+docs: setup  # the documentation, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html. With its search: $(BIN)/python -m http.server --directory site"
+
+# The exact versions of all packages of development, from the ranges in pyproject.toml. UPGRADE=1 takes newer ones.
+lock: setup
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra otel --group dev \
+		$(if $(UPGRADE),--upgrade) --no-annotate --custom-compile-command "make lock" --output-file requirements-dev.lock
 
 screenshots: setup browser  # docs/images
 	.venv/bin/python -m tests.viewer.screenshots
@@ -116,4 +125,4 @@ bench-skills: upstreams image
 	@$(BIN)/python -m bench run second-task
 
 clean:
-	rm -rf .venv .venvs .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results
+	rm -rf .venv .venvs site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
     compare.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
+    report = commands.add_parser("report", help="write docs/benchmarks.md and README's figures")
     report.add_argument("results", type=Path, nargs="*", help="default: all in bench/results")
     report.add_argument("--into", type=Path, help="instead of the repository")
     report.add_argument("--check", action="store_true", help="fail if a document would change")

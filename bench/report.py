@@ -1,4 +1,4 @@
-"""Writes `docs/benchmarks.md`, its plots, and the figures in the README from result files.
+"""Writes `docs/benchmarks.md`, its plots, and the figures in other documents from result files.
 
 Rule: nobody types a figure. A section is written by a function that sees one suite's results.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from .results import RESULTS_FOLDER, ROOT, SuiteResult, read_result
 
 DOCUMENT = Path("docs/benchmarks.md")
+MARKED_DOCUMENTS = (Path("README.md"), Path("docs/comparison.md"))  # have figures between marks
 HEAD = """\
 # Benchmarks
 
@@ -23,6 +24,11 @@ small; each section names the command that repeats it.
 What the figures do not show: how often a real model is right (no run with one is among them), how
 servers of others do on the same tasks, and what a provider bills that caches the beginning of a
 prompt. Tokens in are counted in full for every request.
+
+`python -m bench list` names the suites. `python -m bench run mrbs` does 66 tasks in eleven
+categories on real MCP servers, each judged by the end state of the servers and a value. `--mode llm
+--model NAME` lets any model of litellm write the programs, `--mode function-calling` gives the same
+model the same tools as functions, and `--server` measures another server.
 """
 
 WriteSection = Callable[[Sequence[SuiteResult], Path], str]  # results, and the folder for plots
@@ -30,7 +36,7 @@ WriteSection = Callable[[Sequence[SuiteResult], Path], str]  # results, and the 
 
 def write_report(files: Sequence[Path], into: Path | None, *, check: bool = False) -> int:
     """Write the documents; return 1 with `check` if one was not up to date, 2 without results."""
-    from .sections import SECTIONS, readme_figures
+    from .sections import SECTIONS, document_figures
 
     files = files or sorted(RESULTS_FOLDER.glob("*.json"))
     results: dict[str, list[SuiteResult]] = {}
@@ -53,10 +59,11 @@ def write_report(files: Sequence[Path], into: Path | None, *, check: bool = Fals
     written = {name: SECTIONS[name](found, plots) for name, found in results.items()}
     ordered = [written[name] for name in SECTIONS if name in written]
     changed = replace_text(root / DOCUMENT, "\n".join([HEAD, *ordered]), check=check)
-    readme = root / "README.md"
-    if readme.exists():
-        text = fill_marks(readme.read_text(encoding="utf-8"), readme_figures(results))
-        changed |= replace_text(readme, text, check=check)
+    figures = document_figures(results)
+    for file in (root / name for name in MARKED_DOCUMENTS):
+        if file.exists():
+            text = fill_marks(file.read_text(encoding="utf-8"), figures)
+            changed |= replace_text(file, text, check=check)
     return int(check and changed)
 
 

@@ -358,15 +358,10 @@ def write_second_task(results: Sequence[SuiteResult], plots: Path) -> str:
     return f"## What a skill saves\n{describe_run(result, command)}\n{markdown_table(header, rows)}"
 
 
-def readme_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, str]:
-    """Return the figures for the README, by the names of their marks."""
+def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, str]:
+    """Return the figures for README and documents, by the names of their marks."""
+    table = compare_modes(results.get("mrbs", ()))
     lines = []
-    for result in results.get("mrbs", ()):
-        tasks = result.details["tasks"]
-        right = sum(task["is_right"] for task in tasks)
-        tokens = sum(task["usage"]["tokens_in"] for task in tasks)
-        model = f", model `{result.model}`: {tokens:,} tokens in" if result.model else ""
-        lines.append(f"- MRBS, {result.mode}: {right} of {len(tasks)} tasks right{model}.")
     for result in results.get("bfcl", ()):
         counts = result.details["categories"].values()
         total, right, same = (
@@ -385,7 +380,38 @@ def readme_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, st
     for result in results.get("undo", ()):
         right, programs = result.details["restored"]
         lines.append(f"- {right} of {programs} random programs were restored exactly by a rewind.")
-    return {"figures": "\n".join(lines)} if lines else {}
+    figures = "\n".join(part for part in (table, *lines) if part)
+    named = {"figures": figures, "comparison": table}
+    return {name: text for name, text in named.items() if text}
+
+
+def compare_modes(results: Sequence[SuiteResult]) -> str:
+    """Return a table for each model that did the tasks with function calls and with programs."""
+    by_model: dict[str, dict[str, SuiteResult]] = {}
+    for result in results:
+        by_model.setdefault(result.model, {})[result.mode] = result
+    tables = []
+    for model, modes in by_model.items():
+        if modes.keys() >= MODE_NAMES.keys():
+            columns = [summarize_usage(modes[mode]) for mode in ("function-calling", "llm")]
+            rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+            count = len(modes["llm"].details["tasks"])
+            header = (f"{count} tasks, model `{model}`", "function calls", "programs")
+            tables.append(markdown_table(header, rows))
+    return "\n".join(tables)
+
+
+def summarize_usage(result: SuiteResult) -> dict[str, str]:
+    """Return what a mode needed for all tasks, by the names of the rows."""
+    tasks = result.details["tasks"]
+    right = sum(task["is_right"] for task in tasks)
+    usage = [task["usage"] for task in tasks]
+    return {
+        "right": f"{right} of {len(tasks)}",
+        "turns of a task (median)": f"{statistics.median(each['turns'] for each in usage):.3g}",
+        "tokens that the model reads": f"{sum(each['tokens_in'] for each in usage):,}",
+        "tokens that it writes": f"{sum(each['tokens_out'] for each in usage):,}",
+    }
 
 
 SECTIONS: dict[str, WriteSection] = {

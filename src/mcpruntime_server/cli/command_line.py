@@ -26,7 +26,7 @@ from .terminal_text import print_text, print_traceback
 E = TypeVar("E", bound=BaseException)
 
 INTERRUPTED_EXIT_CODE = 130  # what shells report for a process that SIGINT ended
-COMPLETION_VARIABLE = "_MCPRUNTIME_SERVER_COMPLETE"  # set by the shell, see README
+COMPLETION_VARIABLE = "_MCPRUNTIME_SERVER_COMPLETE"  # set by the shell
 HELP_COLUMNS = 100
 SERVER_STARTERS = ("agent", "demo")  # their server is to find the user's umask
 COMMAND_MODULES = {

@@ -1,4 +1,4 @@
-"""The example of a provider in README.md works unchanged."""
+"""The example of a provider in the documents works unchanged."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from .conftest import OpenProviders, refresh_providers
 
-README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+DOCUMENT = (Path(__file__).parents[3] / "docs/writing-a-provider.md").read_text("utf-8")
 
 
 async def test_the_example_of_a_provider_works(opened: OpenProviders, tmp_path: Path) -> None:
     [source] = [
         text
-        for text in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+        for text in re.findall(r"^```python[^\n]*\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
         if "class Provider" in text
     ]
     (tmp_path / "modules.py").write_text(source)
