@@ -10,8 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from mcpruntime_server.capabilities.redaction import Credentials
-from mcpruntime_server.capabilities.tools.credentials import collect_credentials, is_credential
+from mcpruntime_server.capabilities.tools.credentials import collect_credentials
 from mcpruntime_server.config import UpstreamSettings
+from mcpruntime_server.config.credential_values import is_credential
 
 SECRET = 'k3y "with" ünicode/+'
 
