@@ -23,6 +23,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     "protocol": frozenset(),
     "sandboxed": frozenset({"protocol"}),
     "config": frozenset({"errors"}),
+    "client_files": frozenset({"errors", "config"}),
     "journal": frozenset({"errors"}),
     "sandbox": frozenset({"errors", "protocol", "config"}),
     "capabilities": RECORDS,
@@ -43,14 +44,14 @@ TABLE: Mapping[str, frozenset[str]] = {
     "viewer": RECORDS | {"capabilities", "capabilities.skills", "runtime", "server", "service"},
     "app": RECORDS
     | CAPABILITY_ROOMS
-    | {"sandbox", "capabilities", "runtime", "server", "service", "viewer"},
+    | {"client_files", "sandbox", "capabilities", "runtime", "server", "service", "viewer"},
     "client": RECORDS
     | {"capabilities.agent", "capabilities.llm", "capabilities"}
     | {"server", "app"},
     "cli": RECORDS
     | {"sandbox", "capabilities", "capabilities.skills", "capabilities.agent", "capabilities.llm"}
     | {"capabilities.packages"}
-    | {"runtime", "server", "service", "exports", "viewer", "app", "client"},
+    | {"runtime", "server", "service", "exports", "viewer", "app", "client", "client_files"},
 }
 EXPORTED = frozenset({"errors", "config", "client"})  # what the package itself exports
 NEWER_THAN_39 = {"tomllib"}

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.config import Config, SecretText, SettingSources, load_config
-from mcpruntime_server.config.client_import import import_client_json
 from mcpruntime_server.config.diagnostics import find_key_lines
 from mcpruntime_server.config.display import render_config
 from mcpruntime_server.config.models import (
@@ -248,44 +247,6 @@ def test_an_unusable_upstream_is_rejected(file: Path, entry: str, reason: str) -
 def test_keys_of_other_clients_are_ignored(file: Path) -> None:
     text = '[mcpServers.x]\ncommand = "x"\ntype = "stdio"\nautoApprove = ["y"]'
     assert loaded(file, text).mcpServers["x"].command == "x"
-
-
-@pytest.mark.parametrize("key", ["mcpServers", "servers"])
-def test_the_json_file_of_a_client_can_be_imported(tmp_path: Path, key: str) -> None:
-    path = tmp_path / "client.json"
-    servers = {
-        "git": {"command": "uvx", "args": ["mcp-server-git"], "type": "stdio", "alwaysAllow": []},
-        "web": {"type": "http", "url": "https://x/mcp", "headers": {"A": "${T}"}},
-    }
-    path.write_text(json.dumps({key: servers, "inputs": []}))
-    found = import_client_json(path, {"T": "t0p"})
-    assert found["git"] == UpstreamSettings(command="uvx", args=("mcp-server-git",))
-    assert found["web"].headers["A"].get_secret_value() == "t0p"
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('{"mcpServers": {', "is not JSON: line 1, column 17"),
-        ("[]", "names no MCP servers"),
-        (
-            '{"mcpServers": {"a": {"url": "https://x", "type": "sse"}}}',
-            "- mcpServers.a is not usable: the SSE transport was removed",
-        ),
-        ('{"mcpServers": {"a": 5}}', "- mcpServers.a is 5; it must be a table"),
-        (
-            '{"servers": {"a": {"command": "x", "args": ["${input:t}"]}}}',
-            "mcpServers.a.args.0 has '${input:t}'",
-        ),
-    ],
-)
-def test_json_that_cannot_be_imported_is_explained(tmp_path: Path, text: str, reason: str) -> None:
-    path = tmp_path / "client.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        import_client_json(path, {})
-    assert reason in str(caught.value)
-    assert str(path) in str(caught.value)
 
 
 # policy -------------------------------------------------------------------------------------------
@@ -625,15 +586,6 @@ def test_a_value_of_the_wrong_type_is_rejected(file: Path, line: str, reason: st
     assert reason in refusal(file, f"[mcpServers.x]\n{line}")
 
 
-def test_a_number_or_truth_value_may_be_written_as_text(tmp_path: Path) -> None:
-    path = tmp_path / "client.json"
-    entry = {"command": "x", "timeout_s": "2.5", "max_concurrency": 3.0, "disabled": "False"}
-    path.write_text(json.dumps({"mcpServers": {"a": {**entry, "cwd": None}}}))
-    found = import_client_json(path, {})["a"]
-    assert (found.timeout_s, found.max_concurrency, found.disabled) == (2.5, 3, False)
-    assert found.cwd is None
-
-
 def test_a_table_made_from_values_lists_every_problem() -> None:
     with pytest.raises(
         ValueError, match=r"^cals is not a setting\. Did you .* calls is -1; it must"
@@ -657,15 +609,6 @@ def test_a_public_key_has_64_hexadecimal_digits(file: Path) -> None:
 )
 def test_the_automatic_broker_depends_on_the_model(file: Path, line: str, broker: str) -> None:
     assert loaded(file, f"[llm]\n{line}").llm.effective_broker == broker
-
-
-@pytest.mark.parametrize("content", [None, b"\xff\xfe{"])
-def test_an_unreadable_client_file_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "client.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=str(path)):
-        import_client_json(path, {})
 
 
 def test_a_secret_is_masked_wherever_it_is_printed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,14 +17,18 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
+from .. import APP_NAME
 from ..capabilities.credential_keys import load_keys
 from ..capabilities.credential_store import CredentialStore
 from ..capabilities.knowledge.service import format_skipped
 from ..capabilities.policy import Policy
 from ..capabilities.tools.catalog import Catalog, UpstreamReport
+from ..client_files.client_kinds import CLIENTS, UserPlaces
+from ..client_files.registration import find_own_entries
+from ..client_files.server_entries import read_command
 from ..config import Config
 from ..config.file_modes import find_shared_folders, make_private
-from ..errors import McpRuntimeError, Unavailable
+from ..errors import ConfigError, McpRuntimeError, Unavailable
 from ..sandbox import HealthCheck
 
 if TYPE_CHECKING:
@@ -91,7 +96,29 @@ async def run_checks(config: Config) -> list[HealthCheck]:
                 checks.append(check_declared_effects(report))
         with redirect_stdout_to_stderr():
             checks += await check_knowledge(config, catalog)
-    return checks + await to_thread.run_sync(check_credentials, config)
+    checks += await to_thread.run_sync(check_credentials, config)
+    return checks + await to_thread.run_sync(check_clients, UserPlaces.find())
+
+
+def check_clients(places: UserPlaces) -> list[HealthCheck]:
+    """Check the clients of this user that start this server: is the program still there?"""
+    checks = []
+    for kind in CLIENTS.values():
+        path = kind.locate(places)
+        name = f"client {kind.name}"
+        try:
+            entries = find_own_entries(kind, path)
+        except ConfigError as exc:
+            remedy = exc.remedy or "Correct the file."
+            checks.append(HealthCheck(name, True, exc.message, remedy, is_warning=True))
+            continue
+        for entry in entries.values():
+            program, *_ = read_command(entry)
+            is_there = shutil.which(program) is not None
+            detail = f"starts {program}" if is_there else f"{path} names {program}, which is gone"
+            remedy = f"Register the present one: {APP_NAME} install {kind.name}"
+            checks.append(HealthCheck(name, True, detail, remedy, is_warning=not is_there))
+    return checks
 
 
 def check_credentials(config: Config) -> list[HealthCheck]:

@@ -40,6 +40,9 @@ COMMAND_MODULES = {
     "files": ".files",
     "gc": ".archives",
     "image": ".installation",
+    "import": ".clients",
+    "init": ".setup",
+    "install": ".clients",
     "packages": ".packages",
     "replay": ".replay",
     "restore": ".backups",
@@ -49,6 +52,7 @@ COMMAND_MODULES = {
     "skills": ".skills",
     "token": ".tokens",
     "tools": ".installation",
+    "uninstall": ".clients",
     "view": ".view",
 }
 

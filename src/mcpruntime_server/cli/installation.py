@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import anyio
 import click
 
 from ..config import Config
 from .options import json_option, pass_config
+from .progress import show_progress
 from .signals import run_until_signal
 from .terminal_text import print_json, print_text
 
@@ -35,9 +35,15 @@ def doctor_command(config: Config, *, as_json: bool) -> int:
 
     Exits with 1 if something is broken.
     """
-    from ..app.health_checks import run_checks
+    return run_doctor(config, as_json=as_json)
 
-    checks = anyio.run(run_checks, config)
+
+def run_doctor(config: Config, *, as_json: bool = False) -> int:
+    """Run all checks, print their results, and return 1 if something is broken."""
+    with show_progress("Checking engine, image and MCP servers"):
+        from ..app.health_checks import run_checks
+
+        checks = run_until_signal(run_checks, config)
     if as_json:
         print_json([vars(check) for check in checks])
     else:
@@ -68,10 +74,21 @@ def image_command() -> None:
 @pass_config
 def build_command(config: Config, *, force: bool) -> int:
     """Build the image of the sandboxes if it is not up to date."""
+    build_image_visibly(config, force=force)
+    return 0
+
+
+def build_image_visibly(config: Config, *, force: bool = False) -> None:
+    """Build the image of the sandboxes unless it exists, and show each step."""
     from ..sandbox.image import build_image
 
-    run_until_signal(build_image, config.sandbox, print_text, force)
-    return 0
+    with show_progress("Looking for the sandbox image") as progress:
+
+        def report(line: str) -> None:
+            progress.print_line(line)
+            progress.update("Building the sandbox image")
+
+        run_until_signal(build_image, config.sandbox, report, force)
 
 
 @click.command("tools")
@@ -80,10 +97,14 @@ def build_command(config: Config, *, force: bool) -> int:
 @pass_config
 def tools_command(config: Config, *, server: str | None, as_json: bool) -> int:
     """List the tools that code can import, or print the generated module of SERVER."""
+    with show_progress("Starting the MCP servers"):
+        if server is not None:
+            text = run_until_signal(load_shim_source, config, server)
+        else:
+            listing = run_until_signal(load_tool_listing, config)
     if server is not None:
-        print_text(anyio.run(load_shim_source, config, server))
+        print_text(text)
         return 0
-    listing = anyio.run(load_tool_listing, config)
     if as_json:
         print_json(listing)
         return 0

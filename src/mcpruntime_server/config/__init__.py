@@ -1,6 +1,6 @@
 """The settings: what can be set, where the values come from, and what is wrong with them.
 
-The text form is in `display`, the import from other clients in `client_import`.
+The text form is in `display`.
 """
 
 from __future__ import annotations

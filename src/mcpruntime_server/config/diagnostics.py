@@ -83,7 +83,7 @@ def find_key_lines(text: str) -> dict[SettingKey, int]:
     table: SettingKey = ()
     start = 0
     while start < len(lines):
-        end, statement = _next_statement(lines, start)
+        end, statement = next_statement(lines, start)
         keys = [key for key, _ in iter_leaves(statement)]
         if lines[start].lstrip().startswith("["):
             table, keys = keys[0], [()]
@@ -95,7 +95,7 @@ def find_key_lines(text: str) -> dict[SettingKey, int]:
     return found
 
 
-def _next_statement(lines: list[str], start: int) -> tuple[int, dict[str, Any]]:
+def next_statement(lines: list[str], start: int) -> tuple[int, dict[str, Any]]:
     """Return the line after the statement that begins at `start`, and its content."""
     for end in range(start + 1, len(lines) + 1):
         try:

@@ -171,13 +171,20 @@ def default_settings_file() -> Path:
     return platformdirs.user_config_path(APP_NAME, appauthor=False) / "server.toml"
 
 
-def _find_settings_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
+def choose_settings_file(
+    file: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Path:
+    """Return the settings file that is read, which may not exist; `file` is that of the flag."""
+    environ = os.environ if environ is None else environ
     variable = environ.get(CONFIG_FILE_VARIABLE)
     named = file or (Path(variable) if variable else None)
-    if named is not None:
-        return named.expanduser().absolute()
-    default = default_settings_file()
-    return default if default.is_file() else None
+    return default_settings_file() if named is None else named.expanduser().absolute()
+
+
+def _find_settings_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    found = choose_settings_file(file, environ)
+    is_named = file is not None or bool(environ.get(CONFIG_FILE_VARIABLE))
+    return found if is_named or found.is_file() else None
 
 
 def _read_settings_file(path: Path) -> str:

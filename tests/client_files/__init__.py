@@ -1,0 +1,1 @@
+"""Reading and changing the configurations of MCP clients."""
