@@ -60,6 +60,7 @@ test: image upstreams agents conformance leaderboard openapi deployment-tools br
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
+test-all: export PYTEST_TIMEOUT = 0
 test-all: test
 
 lint: setup
@@ -72,12 +73,12 @@ AGAIN := --last-failed --last-failed-no-failures none
 
 # Three processes for two cores, because tests also wait.
 check: setup
-	$(BIN)/pytest -m "not alone" --numprocesses 3 --dist loadscope || $(BIN)/pytest -m "not alone" $(AGAIN)
+	$(BIN)/pytest -m "not alone" --numprocesses 3 --dist worksteal || $(BIN)/pytest -m "not alone" $(AGAIN)
 	$(BIN)/pytest -m alone || $(BIN)/pytest -m alone $(AGAIN)
 
 # What attacks do to others, measured: nothing else may work on the machine.
 attack: image upstreams
-	ATTACKS=1 $(BIN)/pytest tests/attacks
+	ATTACKS=1 PYTEST_TIMEOUT=0 $(BIN)/pytest tests/attacks
 
 # Changed inputs for the readers of what strangers send, so many minutes for each of five.
 MINUTES := 10

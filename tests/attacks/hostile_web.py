@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from itertools import repeat
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 
-import anyio
 from anyio.streams.text import TextReceiveStream
+
+from tests.helpers.child_processes import start_process
 
 STATUS = b"HTTP/1.1 200 OK\r\n"
 HEAD = STATUS + b"Connection: close\r\n"
@@ -88,11 +89,10 @@ class Server(ThreadingTCPServer):
 @asynccontextmanager
 async def run_hostile_web() -> AsyncIterator[str]:
     """Run the server in a process; yield its address."""
-    async with await anyio.open_process([sys.executable, "-m", __name__], stderr=None) as process:
+    async with start_process([sys.executable, "-m", __name__], stderr=None) as process:
         assert process.stdout is not None
         port = await TextReceiveStream(process.stdout).receive()
         yield f"http://127.0.0.1:{port.strip()}"
-        process.terminate()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mcp_types import (
     PROTOCOL_VERSION_META_KEY,
 )
 
+from tests.helpers.child_processes import start_process
 from tests.helpers.forking import forked_command
 from tests.helpers.server_connection import TEST_TIMEOUT_S
 
@@ -109,7 +110,7 @@ async def connect_raw_client(settings: Path, era: str) -> AsyncIterator[RawClien
     command = forked_command("--config", str(settings), "--stdio")
     with settings.with_suffix(".log").open("ab") as log:
         async with (
-            await anyio.open_process(command, stderr=log) as process,
+            start_process(command, stderr=log) as process,
             anyio.create_task_group() as tasks,
         ):
             client = RawClient(process, settings.parent / "data", ERAS[era])

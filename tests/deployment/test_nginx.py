@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from ..helpers.child_processes import start_process
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, ServerConnection, write_settings
 
@@ -138,14 +139,12 @@ async def proxy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proxy
         command = [str(nginx), "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log")]
         tested = await anyio.run_process([*command, "-t"], check=False)
         assert tested.returncode == 0, tested.stderr
-        async with await anyio.open_process(command, stdout=None, stderr=None) as process:
+        async with start_process(command, stdout=None, stderr=None):
             with anyio.fail_after(TEST_TIMEOUT_S):
                 while not (folder / "nginx.pid").exists():  # noqa: ASYNC110 - another process
                     await anyio.sleep(0.05)
             token = service.create_token("ann")
             yield Proxy(service, f"https://localhost:{port}", token, folder)
-            process.terminate()
-            await process.wait()
 
 
 @pytest.mark.parametrize("era", ERAS)

@@ -17,6 +17,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
+from .child_processes import start_process
 from .commands import run_command
 from .forking import forked_command
 from .server_connection import TEST_TIMEOUT_S, ServerConnection
@@ -76,7 +77,7 @@ async def open_http_service(
 ) -> AsyncIterator[HttpService]:
     """Start `serve` and stop it afterwards."""
     command = forked_command("--config", str(settings), "serve", "--port", str(port), *options)
-    async with await anyio.open_process(command) as process:
+    async with start_process(command) as process:
         assert process.stderr is not None
         log = BufferedByteReceiveStream(process.stderr)
         with anyio.fail_after(TEST_TIMEOUT_S):

@@ -20,6 +20,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from mcpruntime_server.errors import JournalFailed, McpRuntimeError
 from mcpruntime_server.journal import Durability, Journal, blob_store, disk_sync, open_journal
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
+from tests.helpers.child_processes import start_process
 from tests.helpers.failing_disks import LossyDisk, open_lossy_disk, open_thin_disk
 from tests.helpers.sizes import choose_size
 
@@ -39,13 +40,9 @@ async def start_child(
     mode: str, data_dir: Path, durability: Durability
 ) -> AsyncIterator[tuple[Process, BufferedByteReceiveStream]]:
     command = [sys.executable, str(CHILD), mode, str(data_dir), "s_1", durability]
-    async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
+    async with start_process(command, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        try:
-            yield process, BufferedByteReceiveStream(process.stdout)
-        finally:
-            if process.returncode is None:
-                process.kill()
+        yield process, BufferedByteReceiveStream(process.stdout)
 
 
 async def cut_power_during_runs(disk: LossyDisk, data_dir: Path, durability: Durability) -> int:

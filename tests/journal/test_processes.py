@@ -27,6 +27,7 @@ from mcpruntime_server.journal.events import (
     TipMoved,
 )
 from mcpruntime_server.journal.retention import collect_garbage
+from tests.helpers.child_processes import start_process
 
 CHILD = Path(__file__).with_name("child.py")
 KILLS = 30
@@ -35,12 +36,8 @@ KILLS = 30
 @asynccontextmanager
 async def child(mode: str, data_dir: Path, session: str = "s_1") -> AsyncIterator[Process]:
     command = [sys.executable, str(CHILD), mode, str(data_dir), session]
-    async with await anyio.open_process(command, stderr=None) as process:
-        try:
-            yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
+    async with start_process(command, stderr=None) as process:
+        yield process
 
 
 async def listen(process: Process, said: bytearray) -> None:

@@ -36,6 +36,7 @@ from mcpruntime_server.sandbox.docker_backend import (
     describe_stderr,
     parse_used_memory,
 )
+from tests.helpers.child_processes import start_process
 
 LIMIT_S = 90  # far more than anything here takes, even on a loaded machine
 SMALL = SandboxSettings(memory_mb=96, workspace_mb=8, tmp_mb=4, pids=32)
@@ -566,7 +567,7 @@ async def main():
         await channel.receive()
 anyio.run(main)
 """
-    async with await anyio.open_process([sys.executable, "-c", server], stderr=None) as process:
+    async with start_process([sys.executable, "-c", server], stderr=None) as process:
         assert process.stdout is not None
         container = (await process.stdout.receive()).decode().strip()
         process.send_signal(signal.SIGKILL)

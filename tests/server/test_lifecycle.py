@@ -18,6 +18,7 @@ import pytest
 
 from mcpruntime_server.sandbox.docker_backend import DATA_FOLDER_LABEL, data_folder_digest
 
+from ..helpers.child_processes import start_process
 from ..helpers.forking import forked_command, forked_pid
 from ..helpers.server_connection import (
     COMMAND,
@@ -128,15 +129,11 @@ async def raw_server(settings: Path, wrapper: Sequence[str] = ()) -> AsyncIterat
     """Start a server that has answered; with `wrapper`, the installed command behind it."""
     options = ("--config", str(settings), "--stdio")
     command = [*wrapper, COMMAND, *options] if wrapper else forked_command(*options)
-    async with await anyio.open_process(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            server = Raw(process)
-            await server.say(INITIALIZE)
-            await server.hear('"id":1')
-            yield server
-        finally:
-            if process.returncode is None:
-                process.kill()
+    async with start_process(command, stderr=subprocess.DEVNULL) as process:
+        server = Raw(process)
+        await server.say(INITIALIZE)
+        await server.hear('"id":1')
+        yield server
 
 
 @asynccontextmanager
@@ -190,7 +187,7 @@ async def test_a_server_whose_terminal_is_closed_leaves_no_container(
     terminal, server_side = pty.openpty()
     tty.setraw(server_side)
     command = [*with_hangup(), "setsid", "--ctty", COMMAND, "--config", str(settings), "--stdio"]
-    async with await anyio.open_process(
+    async with start_process(
         command, stdin=server_side, stdout=server_side, stderr=server_side
     ) as process:
         os.close(server_side)
@@ -224,7 +221,7 @@ async def test_a_command_that_is_stopped_twice_leaves_no_container(settings: Pat
     command = [COMMAND, "--config", str(settings), "replay", "rerun", "report"]
     code = settings.with_name("endless.py")
     code.write_text(ENDLESS)
-    async with await anyio.open_process(
+    async with start_process(
         [*command, "1", "--code", str(code)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         with anyio.fail_after(TEST_TIMEOUT_S):

@@ -10,6 +10,7 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 from playwright.async_api import async_playwright, expect
 
+from ..helpers.child_processes import start_process
 from ..helpers.forking import forked_command
 from ..helpers.server_connection import TEST_TIMEOUT_S, connect_server, write_settings
 from .conftest import CHROMIUM
@@ -24,7 +25,7 @@ async def test_its_address_logs_one_browser_in_beside_a_stdio_server(tmp_path: P
     async with connect_server(settings) as client, async_playwright() as playwright:
         await client.run("print('seen')", session="local work")
         command = forked_command("--config", str(settings), "view", "--no-browser")
-        async with await anyio.open_process(command) as process:
+        async with start_process(command) as process:
             assert process.stderr is not None
             log = BufferedByteReceiveStream(process.stderr)
             with anyio.fail_after(TEST_TIMEOUT_S):

@@ -20,6 +20,7 @@ import anyio
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from ...helpers.child_processes import start_process
 from ...helpers.commands import run_command
 from ...helpers.http_service import open_http_service
 from ...helpers.server_connection import COMMAND, TEST_TIMEOUT_S, write_settings
@@ -69,12 +70,11 @@ async def serve_fixtures(settings: Path) -> AsyncIterator[str]:
     """Run the server with the fixtures, and yield its address."""
     command = ["-m", server.__name__, str(settings)]
     with (settings.parent / "log").open("wb") as log:
-        async with await anyio.open_process([sys.executable, *command], stderr=log) as process:
+        async with start_process([sys.executable, *command], stderr=log) as process:
             assert process.stdout is not None
             with anyio.fail_after(TEST_TIMEOUT_S):
                 line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1_000)
             yield line.decode()
-            process.terminate()
 
 
 def read_failures(folder: Path) -> dict[str, str]:
