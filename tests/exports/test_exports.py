@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -12,9 +13,9 @@ import nbformat
 import pytest
 
 from mcpruntime_server.errors import Conflict
-from mcpruntime_server.exports.csv_table import build_csv
-from mcpruntime_server.exports.notebook import build_notebook
-from mcpruntime_server.exports.run_page import build_run_page
+from mcpruntime_server.exports.csv_table import write_csv
+from mcpruntime_server.exports.notebook import NotebookWriter
+from mcpruntime_server.exports.run_page import write_run_page
 from mcpruntime_server.journal.events import FileEntry, FilesChanged, RunFinished, RunStarted
 from mcpruntime_server.journal.recording import RecordedCall
 from mcpruntime_server.journal.rows import RunRow, SessionRow
@@ -57,6 +58,27 @@ def make_run(text: str) -> tuple[SessionRow, RecordedRun]:
     return session, RecordedRun(row, start, (call,), output, finish, files)
 
 
+def export_page(session: SessionRow, run: RecordedRun) -> str:
+    out = io.StringIO()
+    write_run_page(out, session, run)
+    return out.getvalue()
+
+
+def export_notebook(session: SessionRow, *runs: RecordedRun) -> str:
+    out = io.StringIO()
+    notebook = NotebookWriter(out, session)
+    for run in runs:
+        notebook.add_step(run)
+    notebook.finish()
+    return out.getvalue()
+
+
+def export_csv(value: Any) -> str:
+    out = io.StringIO()
+    write_csv(out, value)
+    return out.getvalue()
+
+
 class TagCollector(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +89,7 @@ class TagCollector(HTMLParser):
 
 
 def test_a_page_needs_nothing_and_executes_nothing() -> None:
-    page = build_run_page(*make_run(HOSTILE))
+    page = export_page(*make_run(HOSTILE))
     parser = TagCollector()
     parser.feed(page)
     names = {tag for tag, _ in parser.tags}
@@ -82,7 +104,7 @@ def test_a_page_needs_nothing_and_executes_nothing() -> None:
 
 def test_a_notebook_is_valid_and_has_text_and_images_only() -> None:
     session, run = make_run(HOSTILE)
-    notebook = READ_NOTEBOOK(build_notebook(session, [run]), 4)
+    notebook = READ_NOTEBOOK(export_notebook(session, run), 4)
     nbformat.validate(notebook)
     (cell,) = notebook.cells
     assert cell.source == run.code
@@ -97,9 +119,25 @@ def test_a_notebook_is_valid_and_has_text_and_images_only() -> None:
     assert kinds == {"image/png", "text/plain"}
 
 
+def test_long_texts_are_exported_whole() -> None:
+    text = "ab\u00e9\U0001f600" * 50_000
+    session, run = make_run(text)
+    other = replace(run, row=replace(run.row, id="r_Two"))
+    notebook = READ_NOTEBOOK(export_notebook(session, run, other), 4)
+    nbformat.validate(notebook)
+    assert [cell.outputs[0].text for cell in notebook.cells] == [text] * 2
+    assert f"<pre>{text}</pre>" in export_page(session, run)
+
+
+def test_a_session_without_steps_is_a_notebook() -> None:
+    notebook = READ_NOTEBOOK(export_notebook(make_run("x")[0]), 4)
+    nbformat.validate(notebook)
+    assert notebook.cells == []
+
+
 def read_csv(data: Any) -> list[list[str]]:
     value: Any = {"kind": "json", "text": json.dumps(data), "type": "list", "cut": False}
-    return list(csv.reader(io.StringIO(build_csv(value))))
+    return list(csv.reader(io.StringIO(export_csv(value))))
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ async def test_an_export_that_cannot_be_written_leaves_nothing(
     journal: Journal, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        InvalidRequest, match=r"The archive .* cannot be written: No such file or directory"
+        InvalidRequest, match=r"The file .* cannot be written: No such file or directory"
     ):
         await export_session(journal, "s_2", tmp_path / "nowhere" / "idea.zip")
     with pytest.raises(NotFound, match="There is no session 's_9'"):

@@ -402,7 +402,7 @@ async def test_a_silent_run_shows_signs_of_life(
         if chunks.count(event_stream.HEARTBEAT) == 3:
             is_stopping.set()
 
-    streams = event_stream.OpenStreams().admit("ann")
+    streams = event_stream.OpenResponses("streams", event_stream.MAX_STREAMS).admit("ann")
     response = event_stream.EventStreamResponse("r_1", SilentRun(), is_stopping, {}, streams)
     with anyio.fail_after(TEST_TIMEOUT_S):
         await response({"type": "http", "method": "GET"}, receive, send)
@@ -411,7 +411,7 @@ async def test_a_silent_run_shows_signs_of_life(
 
 
 def test_a_principal_may_open_so_many_streams() -> None:
-    streams = event_stream.OpenStreams()
+    streams = event_stream.OpenResponses("streams", event_stream.MAX_STREAMS)
     with ExitStack() as opened:
         for _ in range(event_stream.MAX_STREAMS):
             opened.enter_context(streams.admit("ann"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from ..config import Config
-from ..errors import InvalidRequest, NotFound
+from ..errors import NotFound
 from ..journal.rows import RunRow
 from ..journal.store import Journal
 from ..runtime.run_history import find_any_session, load_recorded_run, row_fields
@@ -87,28 +88,25 @@ def export_document(
     as_json: bool,
 ) -> int:
     """Write a session as a notebook, or a run as a page."""
-    from ..exports.notebook import build_notebook
-    from ..exports.run_page import build_run_page
+    from ..exports.notebook import NotebookWriter
+    from ..exports.run_page import write_run_page
+    from ..exports.text_output import open_text
+    from ..journal.archive_file import open_draft
 
-    async def build(journal: Journal) -> str:
+    async def write(journal: Journal, out: TextIO) -> None:
         if file_format == "html":
             row = await resolve_run(journal, name, principal)
             session = await journal.load_session(row.session_id)
-            return build_run_page(session, await load_recorded_run(journal, row))
+            write_run_page(out, session, await load_recorded_run(journal, row))
+            return
         session = await find_any_session(journal, name, principal)
-        rows = await journal.load_lineage(session.tip)
-        return build_notebook(session, [await load_recorded_run(journal, row) for row in rows])
+        notebook = NotebookWriter(out, session)
+        for row in await journal.load_lineage(session.tip):
+            notebook.add_step(await load_recorded_run(journal, row))
+        notebook.finish()
 
-    text = read_journal(config, build)
-    try:
-        with file.open("w" if force else "x", encoding="utf-8", errors="backslashreplace") as out:
-            out.write(text)
-    except FileExistsError:
-        raise InvalidRequest(f"{file} exists.", remedy="Use --force to replace it.") from None
-    except OSError as exc:
-        raise InvalidRequest(
-            f"{file} cannot be written: {exc.strerror}.", remedy="Name another file."
-        ) from exc
+    with open_draft(file, force) as draft, open_text(draft) as out:
+        read_journal(config, partial(write, out=out))
     size = file.stat().st_size
     if as_json:
         print_json({"file": str(file), "bytes": size})

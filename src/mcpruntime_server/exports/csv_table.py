@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import Conflict
 from ..journal.events import RunValue
@@ -16,8 +15,8 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", *FULL_WIDTH_STARTS)
 REMEDY = "Return a list of rows, a list of objects, or an object of columns as the value."
 
 
-def build_csv(value: RunValue | None) -> str:
-    """Return a value as CSV; raises `Conflict` if it is no table, or not complete."""
+def write_csv(out: TextIO, value: RunValue | None) -> None:
+    """Write a value as CSV; raises `Conflict` if it is no table, or not complete."""
     if value is None or value["kind"] != "json":
         raise Conflict("The value is no table of JSON data.", remedy=REMEDY)
     if value["cut"]:
@@ -25,9 +24,7 @@ def build_csv(value: RunValue | None) -> str:
     rows = tabulate(json.loads(value["text"]))
     if rows is None:
         raise Conflict("The value is no table.", remedy=REMEDY)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows([list(map(guard_cell, row)) for row in rows])
-    return text.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerows(map(guard_cell, row) for row in rows)
 
 
 def tabulate(data: Any) -> list[list[Any]] | None:

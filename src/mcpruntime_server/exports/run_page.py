@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TextIO
 
 from ..journal.rows import SessionRow
 from ..protocol.presentation import format_error, format_stored_call
 from ..protocol.truncation import truncate_text
 from ..runtime.run_history import RecordedRun
 from .notebook import is_image
+from .text_output import split_text
 
 MAX_TEXT_CHARS = 2_000_000  # of one output, the code or the value
 MAX_CALLS = 2_000
@@ -28,8 +30,8 @@ class PageCall:
     line: int | None
 
 
-def build_run_page(session: SessionRow, run: RecordedRun) -> str:
-    """Return the page of a run."""
+def write_run_page(out: TextIO, session: SessionRow, run: RecordedRun) -> None:
+    """Write the page of a run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # needed for exports only
 
     environment = Environment(
@@ -41,14 +43,14 @@ def build_run_page(session: SessionRow, run: RecordedRun) -> str:
     )
     report, error = run.report, run.report.error
     started_at = datetime.fromtimestamp(run.row.started_at, UTC)
-    return environment.get_template("run.html").render(
+    page = environment.get_template("run.html").generate(
         session=session,
         run=run.row,
         report=report,
         started_at=f"{started_at:%Y-%m-%d %H:%M:%S} UTC",
         code_lines=bound_text(run.code).splitlines(),
         sections=[
-            (title, bound_text(text))
+            (title, split_text(bound_text(text)))
             for title, text in (
                 ("Output", report.stdout),
                 ("Error output", report.stderr),
@@ -63,11 +65,15 @@ def build_run_page(session: SessionRow, run: RecordedRun) -> str:
             if text
         ],
         calls=list_page_calls(run),
-        images=[each for each in report.media if is_image(each)],
+        images=[
+            (each["mime_type"], split_text(each["data"])) for each in report.media if is_image(each)
+        ],
         files=sorted(run.changed.items()),
         removed=report.removed_files,
         damage=run.damage,
     )
+    for part in page:
+        out.write(part)
 
 
 def bound_text(text: str) -> str:

@@ -24,7 +24,7 @@ from io import BufferedReader
 from math import isfinite
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from ..errors import InvalidRequest
 from .events import decode_json
@@ -115,7 +115,17 @@ class ArchiveWriter:
 
 @contextmanager
 def write_archive(path: Path, force: bool) -> Iterator[ArchiveWriter]:
-    """Write an archive that appears at `path` when it is complete; `force` replaces a file.
+    """Write an archive that appears at `path` when it is complete; raises as `open_draft` does."""
+    with (
+        open_draft(path, force) as draft,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as file,
+    ):
+        yield ArchiveWriter(file)
+
+
+@contextmanager
+def open_draft(path: Path, force: bool) -> Iterator[IO[bytes]]:
+    """Write a file that appears at `path` when it is complete; `force` replaces a file.
 
     Raises `InvalidRequest` if there is a file already, or if it cannot be written.
     """
@@ -124,13 +134,13 @@ def write_archive(path: Path, force: bool) -> Iterator[ArchiveWriter]:
     try:
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as draft:
             try:
-                with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as file:
-                    yield ArchiveWriter(file)
+                yield cast("IO[bytes]", draft)
+                draft.flush()
                 _publish_file(draft.name, path, force)
             finally:
                 Path(draft.name).unlink(missing_ok=True)
     except OSError as exc:
-        raise InvalidRequest(f"The archive {path} cannot be written: {exc.strerror}.") from exc
+        raise InvalidRequest(f"The file {path} cannot be written: {exc.strerror}.") from exc
 
 
 def _publish_file(draft: str, path: Path, force: bool) -> None:

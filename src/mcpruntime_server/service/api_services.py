@@ -12,7 +12,7 @@ from ..runtime.inspector import Inspector
 from ..runtime.run import Run
 from ..runtime.runtime import Runtime
 from ..server.run_starter import RunStarter
-from .event_stream import OpenStreams
+from .event_stream import MAX_STREAMS, OpenResponses
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,6 @@ class ApiServices:
     keep_as_skill: Callable[[Run, str], None]  # the run of a principal, once it has finished
     package_names: Callable[[], Collection[str]]  # of the servers that code can call
     is_stopping: anyio.Event
-    streams: OpenStreams = field(default_factory=OpenStreams)  # of all routes that stream
+    streams: OpenResponses = field(  # of all routes that stream
+        default_factory=lambda: OpenResponses("streams", MAX_STREAMS)
+    )

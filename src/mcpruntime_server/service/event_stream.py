@@ -111,18 +111,20 @@ async def cancel_when_left(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-class OpenStreams:
-    """Counts the streams that each principal has open."""
+class OpenResponses:
+    """Counts the responses of one kind that each principal has open; `kind` is a plural."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str, max_count: int) -> None:
+        self._kind = kind
+        self._max_count = max_count
         self._counts: Counter[str] = Counter()
 
     def admit(self, principal: str) -> AbstractContextManager[None]:
-        """Return what counts another stream while it is entered; raises `RateLimited`."""
-        if self._counts[principal] >= MAX_STREAMS:
+        """Return what counts another one while it is entered; raises `RateLimited`."""
+        if self._counts[principal] >= self._max_count:
             raise RateLimited(
-                f"{MAX_STREAMS} streams are open already.",
-                remedy="Close some: one stream of a run is enough.",
+                f"{self._max_count} {self._kind} are open already.",
+                remedy="Close some, or read them to their end.",
                 retry_after_s=HEARTBEAT_S,
             )
         return self._count(principal)

@@ -1,23 +1,38 @@
-"""The routes that return recorded runs as files."""
+"""The routes that return recorded runs as files.
+
+Rule 1: an export is written into a file without a name, and sent from there as fast as its client
+reads. One that nobody reads holds no memory.
+Rule 2: one export is written at a time. The others wait before they load anything.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import TextIO
 
+import anyio
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import NotFound
-from ..exports.csv_table import build_csv
-from ..exports.notebook import build_notebook
-from ..exports.run_page import build_run_page
-from ..journal.rows import SessionRow
-from ..runtime.run_history import RecordedRun, load_recorded_run
+from ..errors import NotFound, Unavailable
+from ..exports.csv_table import write_csv
+from ..exports.notebook import NotebookWriter
+from ..exports.run_page import write_run_page
+from ..exports.text_output import open_text
+from ..journal.rows import RunRow, SessionRow
+from ..runtime.run_history import load_recorded_run
 from ..server.run_lookup import RunLookup
 from .api_services import ApiServices
 from .authentication import find_principal
+from .event_stream import OpenResponses
+from .file_response import FileContentResponse
 
+MAX_OPEN_EXPORTS = 10  # of one principal at once: each takes disk until it has been read
 UNSAFE_NAME_CHARS = re.compile(r"[^A-Za-z0-9._-]")
 NOTEBOOK_TYPE = "application/octet-stream"  # a file to save, which no client is to parse
 EXPORT_HEADERS = {
@@ -27,6 +42,8 @@ EXPORT_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
+WriteExport = Callable[[TextIO], Awaitable[None]]
+
 
 class ExportApi:
     """The handlers of the routes."""
@@ -34,20 +51,31 @@ class ExportApi:
     def __init__(self, services: ApiServices) -> None:
         self._runtime = services.runtime
         self._journal = services.runtime.journal
+        self._open_exports = OpenResponses("exports", MAX_OPEN_EXPORTS)
+        self._turn = anyio.Lock()
 
     async def export_page(self, request: Request) -> Response:
         """Return a run as an HTML file."""
-        run, session = await self._load_run(request)
-        name = f"{session.name or session.id}-step-{run.row.step}.html"
-        text = await to_thread.run_sync(build_run_page, session, run)
-        return build_download(text, "text/html", name)
+        row, session = await self._find_run(request)
+
+        async def write(out: TextIO) -> None:
+            run = await load_recorded_run(self._journal, row)
+            await to_thread.run_sync(write_run_page, out, session, run)
+
+        name = f"{session.name or session.id}-step-{row.step}.html"
+        return await self._export(request, write, "text/html; charset=utf-8", name)
 
     async def export_table(self, request: Request) -> Response:
         """Return the value of a run as CSV."""
-        run, session = await self._load_run(request)
-        name = f"{session.name or session.id}-step-{run.row.step}.csv"
-        text = await to_thread.run_sync(build_csv, run.report.value)
-        return build_download(text, "text/csv", name)
+        row, session = await self._find_run(request)
+
+        async def write(out: TextIO) -> None:
+            run = await load_recorded_run(self._journal, row)
+            value = run.finished.value if run.finished else None
+            await to_thread.run_sync(write_csv, out, value)
+
+        name = f"{session.name or session.id}-step-{row.step}.csv"
+        return await self._export(request, write, "text/csv; charset=utf-8", name)
 
     async def export_notebook(self, request: Request) -> Response:
         """Return the steps of a session as a notebook."""
@@ -58,19 +86,43 @@ class ExportApi:
             raise NotFound(
                 f"There is no session {handle!r:.80}.", remedy="GET /sessions lists the sessions."
             ) from None
-        rows = await self._journal.load_lineage(session.tip)
-        runs = [await load_recorded_run(self._journal, row) for row in rows]
-        text = await to_thread.run_sync(build_notebook, session, runs)
-        return build_download(text, NOTEBOOK_TYPE, f"{session.name or session.id}.ipynb")
 
-    async def _load_run(self, request: Request) -> tuple[RecordedRun, SessionRow]:
+        async def write(out: TextIO) -> None:
+            notebook = NotebookWriter(out, session)
+            for row in await self._journal.load_lineage(session.tip):
+                run = await load_recorded_run(self._journal, row)
+                await to_thread.run_sync(notebook.add_step, run)
+            notebook.finish()
+
+        name = f"{session.name or session.id}.ipynb"
+        return await self._export(request, write, NOTEBOOK_TYPE, name)
+
+    async def _find_run(self, request: Request) -> tuple[RunRow, SessionRow]:
         lookup = RunLookup(self._runtime, find_principal(request.scope))
-        row, session = await lookup.load_run_rows(request.path_params["run_id"])
-        return await load_recorded_run(self._journal, row), session
+        return await lookup.load_run_rows(request.path_params["run_id"])
 
-
-def build_download(text: str, media_type: str, name: str) -> Response:
-    """Return a file that browsers save and do not show."""
-    plain = UNSAFE_NAME_CHARS.sub("_", name)
-    headers = {**EXPORT_HEADERS, "Content-Disposition": f'attachment; filename="{plain}"'}
-    return Response(text.encode("utf-8", "backslashreplace"), 200, headers, media_type)
+    async def _export(
+        self, request: Request, write: WriteExport, media_type: str, name: str
+    ) -> Response:
+        """Return what `write` writes as a file that browsers save and do not show."""
+        plain = UNSAFE_NAME_CHARS.sub("_", name)
+        headers = {
+            **EXPORT_HEADERS,
+            "Content-Disposition": f'attachment; filename="{plain}"',
+            "Content-Type": media_type,
+        }
+        with ExitStack() as held:
+            held.enter_context(self._open_exports.admit(find_principal(request.scope)))
+            try:
+                file = held.enter_context(tempfile.TemporaryFile(dir=self._journal.blobs.drafts))
+                async with self._turn:
+                    with open_text(file) as out:
+                        await write(out)
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+            except OSError as exc:
+                raise Unavailable(
+                    f"The export cannot be written to the disk: {exc.strerror}.",
+                    remedy="Try again when the disk of the server has room.",
+                ) from exc
+            return FileContentResponse(file, size, 200, headers, held.pop_all())

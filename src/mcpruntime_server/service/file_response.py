@@ -1,4 +1,4 @@
-"""The response with the content of a workspace file, which is hostile.
+"""The response with the content of a file, which is hostile.
 
 A browser must not execute it with the rights of this site: it is saved and not shown, its type is
 not guessed, and a sandbox without scripts is around it.
@@ -7,6 +7,7 @@ not guessed, and a sandbox without scripts is around it.
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO
 from urllib.parse import quote
 
@@ -51,16 +52,28 @@ def select_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 class FileContentResponse(Response):
-    """Streams bytes of an open file, and closes it."""
+    """Streams bytes of an open file, and closes it; leaves the context `held` afterwards."""
 
-    def __init__(self, file: IO[bytes], count: int, status: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        count: int,
+        status: int,
+        headers: dict[str, str],
+        held: AbstractContextManager[object] = nullcontext(),  # noqa: B008 - it has no state
+    ) -> None:
         super().__init__(None, status, headers)
         self.headers["content-length"] = str(count)
         self._file = file
         self._count = count
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file in chunks, as fast as the client takes them."""
+        with self._held:
+            await self._send_file(send)
+
+    async def _send_file(self, send: Send) -> None:
         try:
             await send(
                 {

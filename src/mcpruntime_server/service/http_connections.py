@@ -1,8 +1,9 @@
 """Connections of HTTP clients: many may be open, and none of them keeps others out.
 
-uvicorn lets a client take any time to send a request, and counts connections that do nothing. Here
-a request has to arrive in `RECEIVE_TIMEOUT_S`, and a new connection takes the place of the one that
-has been waiting for its client longest.
+uvicorn lets a client take any time to send a request and to read a response, and counts connections
+that do nothing. Here a request has to arrive in `RECEIVE_TIMEOUT_S`, and a response is read within
+`UNREAD_TIMEOUT_S` of its last part. A new connection takes the place of the one that has been
+waiting for its client longest.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SPARE_CONNECTIONS = 100  # when all others are busy with requests; the next ones
 MAX_UNACCEPTED = 2_048  # connections that wait in the kernel
 MAX_ACCEPTED_PER_TURN = 4  # of the event loop; to accept one takes a quarter of a millisecond
 RECEIVE_TIMEOUT_S = 60.0  # for all of a request, the body included
+UNREAD_TIMEOUT_S = 300.0  # in which a slow client reads what the kernel has buffered: megabytes
 LINGER_S = 2.0  # for a client to read why its request was refused
 KEEP_ALIVE_S = 60  # of a connection between two requests
 MAX_FILES = 65_536  # that the process opens, connections included
@@ -88,6 +90,7 @@ class HttpConnection(H11Protocol):
         super().__init__(*arguments, **settings)
         self.waits_since = self.loop.time()  # for its client
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread_deadline: asyncio.TimerHandle | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -105,6 +108,7 @@ class HttpConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_deadline()
+        self._stop_unread_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -114,6 +118,16 @@ class HttpConnection(H11Protocol):
             self._stop_deadline()
         elif self._deadline is None and not self.transport.is_closing():
             self._start_deadline()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read; it has `UNREAD_TIMEOUT_S`."""
+        super().pause_writing()
+        self._unread_deadline = self.loop.call_later(UNREAD_TIMEOUT_S, self.abort)
+
+    def resume_writing(self) -> None:
+        """Write again what the client reads."""
+        self._stop_unread_deadline()
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         """Wait for the next request; a client that still sends a refused one has `LINGER_S`."""
@@ -127,6 +141,11 @@ class HttpConnection(H11Protocol):
     def abort(self) -> None:
         """Close the connection at once."""
         self.transport.abort()
+
+    def _stop_unread_deadline(self) -> None:
+        if self._unread_deadline is not None:
+            self._unread_deadline.cancel()
+            self._unread_deadline = None
 
     def _start_deadline(self, timeout_s: float = RECEIVE_TIMEOUT_S) -> None:
         self._deadline = self.loop.call_later(timeout_s, self.abort)
