@@ -80,9 +80,14 @@ async def maintain_stores(
 ) -> None:
     """Keep the journal within its limits of age and size, and retire unused skills."""
     await anyio.sleep(MAINTENANCE_DELAY_S)
+    from ..capabilities.packages.wheel_cache import list_wheel_digests  # slow, and seldom needed
+
     while True:
         try:
-            cleared = await collect_garbage(journal, settings.keep_days, settings.keep_mb)
+            cached = await to_thread.run_sync(list_wheel_digests, settings.packages_dir)
+            cleared = await collect_garbage(
+                journal, settings.keep_days, settings.keep_mb, kept_blobs=cached
+            )
             if cleared.sessions:
                 logger.info(
                     "removed %d sessions from the journal, %d bytes",

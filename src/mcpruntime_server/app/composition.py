@@ -308,7 +308,7 @@ async def open_app(
                 observers,
             )
             if may_ask_for_packages(config):
-                router.add_route("packages", await build_packages_route(config))
+                router.add_route("packages", await build_packages_route(config, journal))
             if config.network.rules:
                 await add_web_routes(config, journal, router, optional)
             async with (
@@ -439,17 +439,27 @@ def may_ask_for_packages(config: Config) -> bool:
     return config.sandbox.packages_on_demand != "off"
 
 
-async def build_packages_route(config: Config) -> Route:
+async def build_packages_route(config: Config, journal: Journal) -> Route:
     """Return the route by which code asks for packages."""
-    from ..capabilities.packages.package_installer import PackageInstaller
+    from ..capabilities.packages.package_installer import PackageInstaller, list_digests
+    from ..capabilities.packages.resolver import choose_source
     from ..capabilities.packages.wheel_cache import WheelCache
 
     settings = config.sandbox
     cache = WheelCache(config.server.packages_dir, settings.package_mb * MB)
     await to_thread.run_sync(cache.create)
+    source = await to_thread.run_sync(
+        choose_source, settings.package_tool, settings.package_mb * MB
+    )
     mode: Verdict = "ask" if settings.packages_on_demand == "ask" else "allow"
-    installer = PackageInstaller(cache, mode, settings.allowed_packages)
-    return Route(installer.handle_call, lambda _: "read", verdict_for=installer.decide)
+    installer = PackageInstaller(cache, journal.blobs, source, mode, settings.allowed_packages)
+    return Route(
+        installer.handle_call,
+        lambda _: "read",
+        verdict_for=installer.decide,
+        blobs_of=list_digests,
+        supply=installer.supply,
+    )
 
 
 async def skills_sentence(library: SkillLibrary) -> str:

@@ -96,6 +96,7 @@ async def run_checks(config: Config) -> list[HealthCheck]:
                 checks.append(check_declared_effects(report))
         with redirect_stdout_to_stderr():
             checks += await check_knowledge(config, catalog)
+    checks += await to_thread.run_sync(check_packages, config)
     checks += await to_thread.run_sync(check_credentials, config)
     return checks + await to_thread.run_sync(check_clients, UserPlaces.find())
 
@@ -119,6 +120,25 @@ def check_clients(places: UserPlaces) -> list[HealthCheck]:
             remedy = f"Register the present one: {APP_NAME} install {kind.name}"
             checks.append(HealthCheck(name, True, detail, remedy, is_warning=not is_there))
     return checks
+
+
+def check_packages(config: Config) -> list[HealthCheck]:
+    """Check the packages that code has asked for, and what finds new ones."""
+    from ..capabilities.packages.resolver import choose_source
+    from ..capabilities.packages.wheel_cache import BYTES_PER_MB, WheelCache
+
+    settings = config.sandbox
+    if settings.packages_on_demand == "off":
+        return []
+    max_bytes = settings.package_mb * BYTES_PER_MB
+    wheels = WheelCache(config.server.packages_dir, max_bytes).list_wheels()
+    size_mb = sum(wheel.size for wheel in wheels) // BYTES_PER_MB
+    source = choose_source(settings.package_tool, max_bytes)
+    if problem := source.find_problem():
+        remedy = "Install it for the server, or choose another: [sandbox] package_tool."
+        return [HealthCheck("packages", False, problem, remedy)]
+    detail = f"{len(wheels)} cached, {size_mb} MB; {source.name} finds others"
+    return [HealthCheck("packages", True, detail)]
 
 
 def check_credentials(config: Config) -> list[HealthCheck]:

@@ -189,11 +189,16 @@ def gc_command(config: Config, *, dry_run: bool, as_json: bool) -> int:
 
     `[server] keep_days` and `keep_mb` say which sessions are old; pinned ones stay.
     """
+    from ..capabilities.packages.wheel_cache import list_wheel_digests
     from ..journal.retention import collect_garbage
 
     days, megabytes = config.server.keep_days, config.server.keep_mb
+    cached = list_wheel_digests(config.server.packages_dir)
     removed = read_journal(
-        config, lambda journal: collect_garbage(journal, days, megabytes, dry_run=dry_run)
+        config,
+        lambda journal: collect_garbage(
+            journal, days, megabytes, dry_run=dry_run, kept_blobs=cached
+        ),
     )
     if as_json:
         print_json({**vars(removed), "kept": dict(removed.kept), "dry_run": dry_run})

@@ -183,6 +183,7 @@ class SandboxSettings(SettingsTable):
     packages_on_demand: Literal["off", "ask", "allow"] = "ask"  # whether code may ask for others
     allowed_packages: tuple[str, ...] = ("*",)  # names or patterns of those
     package_mb: PositiveInt = 1024  # of one of those, unpacked
+    package_tool: Literal["auto", "uv", "pip"] = "auto"  # what finds them on this machine
     runtime: str = ""  # empty: the engine's default; e.g. "runsc"
     memory_mb: PositiveInt = 512
     cpus: PositiveFloat = 1.0

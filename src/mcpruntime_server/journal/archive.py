@@ -190,6 +190,8 @@ def _write_event(
         digests: dict[str, str] = json.loads(row.large_fields) if row.large_fields else {}
         if row.kind == "files_changed":
             content.blobs |= listed_digests(fields.get("changed"))
+        if row.kind == "call_finished":
+            content.blobs |= set(fields.get("blobs", ()))
         content.blobs |= listed_digests(fields.get("context"))
         content.list_blobs |= {
             digest for name, digest in digests.items() if name in ("changed", "context")

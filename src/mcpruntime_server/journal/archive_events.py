@@ -51,6 +51,7 @@ INLINE_FIELDS = {  # the tables have these, so that they cannot be blobs
     "principal",
     "flags",
     "status",
+    "blobs",
 }
 LINE_TYPES: Mapping[str, Any] = {
     "session": int,
@@ -263,6 +264,9 @@ class ArchivedEventReader:
                 self.moved_sessions.add(line.session_number)
             case FilesChanged():
                 self._check_files(where, event)
+            case CallFinished():
+                for digest in event.blobs:
+                    self._require_blob(where, digest)
 
     def _check_run_started(self, line: EventLine, event: RunStarted) -> None:
         where, parent_id = line.where, event.parent_id

@@ -167,12 +167,16 @@ class BlobStore:
             return is_old
         return False
 
-    def refresh(self, digest: str, size: int) -> bool:
-        """Protect a blob from `discard` as if it were new; say whether it exists with that size."""
+    def refresh(self, digest: str, size: int | None = None) -> bool:
+        """Protect a blob from `discard` as if it were new; say whether it exists with that size.
+
+        Without a size, any is right.
+        """
         path = self.blob_path(digest)
         try:
             os.utime(path)
-            if path.stat().st_size != size:  # afterwards, so that a concurrent discard is seen
+            found = path.stat().st_size  # afterwards, so that a concurrent discard is seen
+            if size not in (None, found):
                 return False
         except FileNotFoundError:
             return False

@@ -32,6 +32,10 @@ async def ask_nobody(request: CredentialRequest) -> bool:
     return False
 
 
+def ignore_progress(progress: str) -> None:
+    """Report progress to nobody."""
+
+
 @dataclass(frozen=True)
 class CallScope:
     """A run and its session, by their ids, their owner, and what a handler can do with the run.
@@ -39,8 +43,9 @@ class CallScope:
     `ask_client_model` sends a request to the client's model and returns the answer.
     `ask_for_credential` lets the run wait for a person, if the client can show a page, and returns
     whether the credential is stored. Inside
-    `release_slot` the run's clock stands still and other runs may use its slot. `report_progress`
-    sets the text that clients see while the run is unfinished. `describe_call` sets the arguments
+    `release_slot` the run's clock stands still and other runs may use its slot.
+    `set_agent_question` says what agents of the run wait for, and `report_progress` how far a call
+    is; clients see both while the run is unfinished. `describe_call` sets the arguments
     and the outcome that the ledger shows, now and whenever the run is read from the journal.
     """
 
@@ -49,10 +54,11 @@ class CallScope:
     principal: str
     ask_client_model: Callable[[ClientModelRequest], Awaitable[Any]]
     release_slot: Callable[[], AbstractAsyncContextManager[None]]
-    report_progress: Callable[[str], None]
+    set_agent_question: Callable[[str], None]
     describe_call: Callable[[dict[str, Any], str], None]
     data: bytes = b""  # that came with the call
     ask_for_credential: Callable[[CredentialRequest], Awaitable[bool]] = ask_nobody
+    report_progress: Callable[[str], None] = ignore_progress
 
 
 _principal: ContextVar[str | None] = ContextVar("principal", default=None)

@@ -266,6 +266,7 @@ class CallFinished(Event):
     error: CallError | None = None
     duration_ms: float = 0.0
     summary: CallSummary | None = None  # of a call whose arguments say little
+    blobs: list[str] = field(default_factory=list)  # that `value` names; 200 at most
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ SELECT_EVENT_SIZE = """
 SELECT_BLOB_EVENTS = """
     SELECT sequence, kind, body, large_fields FROM events
     WHERE session_id = ? AND (large_fields IS NOT NULL
-        OR kind IN ('files_changed', 'run_queued', 'run_started'))"""
+        OR kind IN ('files_changed', 'run_queued', 'run_started')
+        OR (kind = 'call_finished' AND instr(body, '"blobs":["')))"""
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,18 @@ async def collect_garbage(
     *,
     dry_run: bool = False,
     now: float | None = None,
+    kept_blobs: Collection[str] = (),
 ) -> CollectionReport:
     """Remove sessions unused for `keep_days`, then more until the journal takes `keep_mb` at most.
 
-    0 means no limit. With `dry_run` nothing changes. Raises `Unavailable` while another collection
-    runs, and `JournalFailed` if the journal cannot be read or written.
+    0 means no limit. `kept_blobs` stay, though no session refers to them. With `dry_run` nothing
+    changes. Raises `Unavailable` while another collection runs, and `JournalFailed` if the journal
+    cannot be read or written.
     """
     at = time.time() if now is None else now
     try:
         with collection_lock(journal.data_dir):
-            return await _run_collection(journal, keep_days, keep_mb, dry_run, at)
+            return await _run_collection(journal, keep_days, keep_mb, dry_run, at, kept_blobs)
     except OSError as exc:
         raise journal_error(exc, journal.data_dir) from exc
 
@@ -155,7 +158,12 @@ def collection_lock(data_dir: Path) -> Iterator[None]:
 
 
 async def _run_collection(
-    journal: Journal, keep_days: int, keep_mb: int, dry_run: bool, at: float
+    journal: Journal,
+    keep_days: int,
+    keep_mb: int,
+    dry_run: bool,
+    at: float,
+    kept_blobs: Collection[str],
 ) -> CollectionReport:
     if not dry_run:
         await _finish_removals(journal)
@@ -176,7 +184,7 @@ async def _run_collection(
     if damage:
         kept = {**kept, "blobs": damage}
     else:
-        used = set[str]().union(
+        used = set(kept_blobs).union(
             *(usage.blob_digests for usage in usages if usage.id not in removed_ids)
         )
         blob_count, blob_bytes = await to_thread.run_sync(
@@ -282,11 +290,14 @@ def _survey_session(blobs: BlobStore, usage: SessionUsage, rows: Connection) -> 
 def referenced_blobs(blobs: BlobStore, kind: str, body: str, large_fields: str | None) -> set[str]:
     """Return the digests of all blobs that an event refers to.
 
-    Those are its large fields, the files that it changed and the inputs of its context.
+    Those are its large fields, the files that it changed, the inputs of its context, and what the
+    answer of a call names.
     """
     fields = json.loads(body)
     digests: dict[str, str] = json.loads(large_fields) if large_fields else {}
     found = set(digests.values())
+    if kind == "call_finished":
+        return found.union(fields.get("blobs", ()))
     name = "changed" if kind == "files_changed" else "context"
     if name in digests:
         listed = json.loads(blobs.get(digests[name]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import JournalFailed, JournalLimitReached
@@ -108,15 +108,16 @@ class CallJournal:
         error: CallError | None,
         duration_ms: float,
         summary: CallSummary | None = None,
+        blobs: Sequence[str] = (),
     ) -> None:
         """Journal the end of a call, unless the code has abandoned it."""
-        self._append_end(CallFinished(number, value, error, duration_ms, summary))
+        self._append_end(CallFinished(number, value, error, duration_ms, summary, list(blobs)))
         self._journal.flush_soon()  # once the answer is on its way: the call is not made again
 
-    def copy_end(self, number: int, recorded: RecordedCall) -> None:
+    def copy_end(self, number: int, recorded: RecordedCall, blobs: list[str]) -> None:
         """Journal the end of a call that another run has made: a crash may lose it."""
         self._append_end(
-            CallFinished(number, recorded.value, recorded.error, 0.0, recorded.summary)
+            CallFinished(number, recorded.value, recorded.error, 0.0, recorded.summary, blobs)
         )
 
     def fail_call(self, number: int, error: CallError, duration_ms: float) -> None:

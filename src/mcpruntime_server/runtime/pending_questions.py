@@ -365,6 +365,11 @@ class PendingQuestions:
         if scope.cancelled_caught:
             raise CallFailed("cancelled", "The code did not wait for the answer.")
 
+    def report_progress(self, stage: str) -> None:
+        """Tell the watchers of the run how far one of its calls is; "" if nothing takes long."""
+        if not self.agent_question:
+            self._host.set_stage(stage)
+
     def set_agent_question(self, stage: str) -> None:
         """Tell the watchers of the run what its agents wait for; "" for nothing."""
         self.agent_question = stage

@@ -136,7 +136,8 @@ class Replayer:
             number = call_journal.start_call(call, args, recorded.effect, is_listed=is_listed)
         await self._wait_for_turn(recorded)
         if call_journal is not None:
-            call_journal.copy_end(number, recorded)
+            blobs = self._router.blobs_of(recorded.target, recorded.value)
+            call_journal.copy_end(number, recorded, blobs)
         return _recorded_reply(call, recorded, entry)
 
     async def _resume_call(

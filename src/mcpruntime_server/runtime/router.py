@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from anyio.lowlevel import checkpoint
@@ -57,6 +58,19 @@ def is_never_open_world(target: str) -> bool:
     return False
 
 
+def name_no_blobs(value: Any) -> list[str]:
+    """Return that the answers of a route name no blobs."""
+    return []
+
+
+class SuppliedSandbox(Protocol):
+    """A sandbox, as far as an answer can bring something along."""
+
+    async def copy_package(self, name: str, folder: Path) -> None:
+        """Let code see a folder of this machine below the folder of packages."""
+        ...
+
+
 def allow_always(target: str, args: Mapping[str, Any]) -> Verdict:
     """Return that the calls of a route are allowed."""
     return "allow"
@@ -67,6 +81,7 @@ class Route:
     """How the calls of one prefix are answered; each function gets the target.
 
     `verdict_for` gets the arguments, too; it may raise `CallFailed` to say why a call is refused.
+    `supply` brings into a sandbox what an answer names, recorded or not, before code gets it.
     """
 
     handle: Callable[[str, JsonObject], Awaitable[Any]]
@@ -77,6 +92,8 @@ class Route:
     prepare: Callable[[str], Awaitable[None]] | None = None
     verdict_for: Callable[[str, Mapping[str, Any]], Verdict] = allow_always
     is_open_world: Callable[[str], bool] = is_never_open_world  # strangers may write its answers
+    blobs_of: Callable[[Any], list[str]] = name_no_blobs  # that an answer names, 200 at most
+    supply: Callable[[Any, SuppliedSandbox], Awaitable[None]] | None = None
 
 
 class CallHandler(Protocol):
@@ -156,6 +173,7 @@ class ActiveCall:
                 self.entry.describe,
                 self.call.data,
                 self.ask_for_credential,
+                questions.report_progress,
             )
         )
 
@@ -184,6 +202,21 @@ class Router:
     def is_open_world(self, target: str) -> bool:
         """Return whether strangers may have written the answers of `target`."""
         return self._find_route(target).is_open_world(target)
+
+    def blobs_of(self, target: str, value: Any) -> list[str]:
+        """Return the blobs that an answer names, which the journal keeps with it."""
+        return self._find_route(target).blobs_of(value)
+
+    async def supply_reply(self, sandbox: SuppliedSandbox, call: Call, reply: Reply) -> Reply:
+        """Bring into a sandbox what a reply names; return the reply, or the error if that fails."""
+        supply = self._find_route(call.target).supply
+        if supply is None or reply.error is not None:
+            return reply
+        try:
+            await supply(reply.value, sandbox)
+        except Exception as exc:  # noqa: BLE001 - the failure is the answer, whatever it is
+            return Reply(call.call_id, None, dict(_describe_failure(call.target, exc)))
+        return reply
 
     def leaves_trace(self, target: str) -> bool:
         """Return whether the outside remembers a call of `target`: it is billed, or not a read."""
@@ -258,7 +291,8 @@ class Router:
                 started = time.perf_counter()
                 value = await self._handle_call(active, args)
             entry.duration_ms = _elapsed_ms(started)
-            journal.finish_call(number, value, None, entry.duration_ms, entry.summary)
+            blobs = self.blobs_of(call.target, value)
+            journal.finish_call(number, value, None, entry.duration_ms, entry.summary, blobs)
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
             error = _describe_failure(call.target, exc)
             entry.duration_ms = _elapsed_ms(started)

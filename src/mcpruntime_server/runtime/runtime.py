@@ -563,7 +563,9 @@ async def open_runtime(
         approvals_command=approvals_command,
     )
     async with anyio.create_task_group() as pool_tasks:
-        pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks, observers)
+        pool = SandboxPool(
+            backend, setup, sandbox.pool_size, pool_tasks, observers, router.supply_reply
+        )
         pool_tasks.start_soon(pool.fill_after_delay)
         services = SessionServices(
             journal=journal,

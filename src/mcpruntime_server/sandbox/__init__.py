@@ -61,6 +61,14 @@ class SandboxChannel(Protocol):
         """
         ...
 
+    async def copy_package(self, name: str, folder: Path) -> None:
+        """Let code see `folder` as `name` in the folder of packages.
+
+        Nothing happens if it sees the folder of this machine. Raises `Unavailable` or
+        `SandboxFailed`.
+        """
+        ...
+
     async def read_memory_bytes(self) -> int | None:
         """Return the sandbox's memory without page cache, or None if the backend cannot tell."""
         ...

@@ -24,7 +24,8 @@ import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -33,7 +34,7 @@ from ..config import SandboxSettings
 from ..errors import McpRuntimeError, SandboxFailed, Unavailable
 from ..protocol import wire
 from ..protocol.payloads import JsonObject
-from ..protocol.wire import INPUTS_FOLDER
+from ..protocol.wire import INPUTS_FOLDER, PACKAGES_FOLDER
 from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image
 from .docker_engine import DockerEngine
 from .shared_folders import SharedFolders
@@ -108,6 +109,8 @@ class DockerChannel:
         self._stream = stream
         self._memory_mb = memory_mb
         self._decoder = AttachDecoder()
+        self._copied_packages: set[str] = set()
+        self._copy_lock = anyio.Lock()
 
     async def receive(self) -> bytes:
         """Return the next bytes of stdout, or b"" when the stream has ended."""
@@ -118,17 +121,28 @@ class DockerChannel:
 
     async def copy_input(self, name: str, data: bytes) -> None:
         """Send a file to the engine, which puts it into the volume of inputs, owned by root."""
+        await self._put_archive("input", self.info.inputs_path_inside, pack_file(name, data))
+
+    async def copy_package(self, name: str, folder: Path) -> None:
+        """Send a folder to an engine that does not mount it, for the volume of packages."""
+        if not self.info.takes_inputs:
+            return
+        async with self._copy_lock:
+            if name in self._copied_packages:
+                return
+            with TemporaryFile() as file:
+                await run_sync(pack_folder, name, folder, file)
+                await self._put_archive("package", PACKAGES_FOLDER, file)
+            self._copied_packages.add(name)
+
+    async def _put_archive(self, kind: str, path: str, data: Iterator[bytes] | IO[bytes]) -> None:
         from docker.errors import APIError
 
         try:
-            await self._engine.call_api(
-                lambda client: client.put_archive(
-                    self.info.id, self.info.inputs_path_inside, pack_file(name, data)
-                )
-            )
+            await self._engine.call_api(lambda client: client.put_archive(self.info.id, path, data))
         except APIError as exc:
             raise SandboxFailed(
-                f"The engine refused an input of the sandbox: {exc.explanation or exc}"
+                f"The engine refused a file ({kind}) of the sandbox: {exc.explanation or exc}"
             ) from exc
 
     async def read_memory_bytes(self) -> int | None:
@@ -270,6 +284,9 @@ class DockerBackend:
                 self._settings, self._pinned_cpus.values(), self._engine_info["NCPU"]
             )
         shares = self._can_mount_folders = self._can_mount_folders and not self._engine.is_remote
+        packages = None if self._packages_folder is None else ""
+        if shares and self._packages_folder is not None:
+            packages = str(self._packages_folder)
         config = hardening.make_container_config(
             self._settings,
             image_id,
@@ -279,7 +296,7 @@ class DockerBackend:
             uid=hardening.choose_uid(self._settings, is_mapped=mapped),
             cpuset=",".join(map(str, self._pinned_cpus.get(name, ()))),
             inputs=str(self._shared_folders.root / name) if shares else "",
-            packages=str(self._packages_folder) if shares and self._packages_folder else "",
+            packages=packages,
             has_web=self._has_web,
         )
         try:
@@ -386,6 +403,19 @@ def pack_file(name: str, data: bytes) -> Iterator[bytes]:
     for start in range(0, len(data), wire.CHUNK_BYTES):
         yield data[start : start + wire.CHUNK_BYTES]
     yield bytes(-len(data) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+
+
+def pack_folder(name: str, folder: Path, file: IO[bytes]) -> None:
+    """Write a tar archive of `folder` as `name` into a file; everything in it is root's."""
+
+    def give_to_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        return entry
+
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.add(folder, name, filter=give_to_root)
+    file.seek(0)
 
 
 def remove_container(client: APIClient, container: str) -> bool:

@@ -56,13 +56,13 @@ def make_container_config(
     uid: int,
     cpuset: str = "",
     inputs: str = "",
-    packages: str = "",
+    packages: str | None = None,
     has_web: bool = False,
 ) -> JsonObject:
     """Return the body of the request that creates a container, which sees the folder `inputs`.
 
-    Without one, it has a volume there that only the engine can write. The folder `packages`, if it
-    is named, is seen read-only. With `has_web`, its loopback
+    Without one, it has a volume there that only the engine can write. The same holds for the folder
+    `packages`, unless it is None: then code may not ask for any. With `has_web`, its loopback
     interface can be used, where the web proxy listens.
     """
     return {
@@ -103,7 +103,7 @@ def make_host_config(
     uid: int,
     cpuset: str,
     inputs: str = "",
-    packages: str = "",
+    packages: str | None = None,
     *,
     has_web: bool = False,
 ) -> JsonObject:
@@ -120,9 +120,9 @@ def make_host_config(
     shared_tmpfs = format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777")
     workspace_options = f"exec,mode=0700,uid={uid},gid={uid}"
     mounts = [parse_mount(entry) for entry in settings.mounts]
-    mounts.append(make_bind_mount(inputs, INPUTS_FOLDER) if inputs else make_inputs_volume())
-    if packages:
-        mounts.append(make_bind_mount(packages, PACKAGES_FOLDER))
+    mounts.append(make_shared_mount(inputs, INPUTS_FOLDER))
+    if packages is not None:
+        mounts.append(make_shared_mount(packages, PACKAGES_FOLDER))
     if settings.runtime in SHARED_KERNEL_RUNTIMES:
         mounts.append(make_terminal_mount())
     return {
@@ -231,9 +231,14 @@ def make_bind_mount(source: str, target: str, *, writable: bool = False) -> Json
     }
 
 
-def make_inputs_volume() -> JsonObject:
-    """Return the mount of an empty folder of root's, which is removed with its container."""
-    return {"Type": "volume", "Target": INPUTS_FOLDER, "VolumeOptions": {"NoCopy": True}}
+def make_shared_mount(folder: str, target: str) -> JsonObject:
+    """Return the mount of a folder of this machine.
+
+    Without one, it is that of an empty folder of root's, which is removed with its container.
+    """
+    if folder:
+        return make_bind_mount(folder, target)
+    return {"Type": "volume", "Target": target, "VolumeOptions": {"NoCopy": True}}
 
 
 def make_terminal_mount() -> JsonObject:

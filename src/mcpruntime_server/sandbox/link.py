@@ -10,9 +10,10 @@ does not allow (`protocol.link_states`), close the link and do no harm to the ho
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,14 @@ KILL_GRACE_S = 1.5  # to kill all processes and start an empty interpreter; usua
 PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor that it includes
 
 
+SupplySandbox = Callable[[SandboxChannel, wire.Call, wire.Reply], Awaitable[wire.Reply]]
+
+
+async def supply_nothing(channel: SandboxChannel, call: wire.Call, reply: wire.Reply) -> wire.Reply:
+    """Return a reply that names nothing which the sandbox needs."""
+    return reply
+
+
 @dataclass
 class _Promotion:
     """The wait for the answer to `Promote`."""
@@ -62,6 +71,7 @@ class SandboxLink:
         max_checkpoints: int,
         task_group: TaskGroup,
         authority: CertificateAuthority | None = None,
+        supply: SupplySandbox = supply_nothing,
     ) -> None:
         self._task_group = task_group
         self._call_tasks = TaskPool(task_group)
@@ -76,6 +86,7 @@ class SandboxLink:
         self._promotion: _Promotion | None = None
         self._execution: Execution | None = None
         self._authority = authority
+        self._supply = partial(supply, channel)
         self._files = FileReception()
         self._interpreter = InterpreterState()
 
@@ -189,7 +200,14 @@ class SandboxLink:
         Raises `SandboxFailed` if the sandbox dies, breaks the protocol or does not react.
         """
         timeout_scope = anyio.CancelScope(deadline=anyio.current_time() + timeout_s)
-        calls = OpenCalls(listener, self._writer, self._send, self._wake_reader, self._call_tasks)
+        calls = OpenCalls(
+            listener,
+            self._writer,
+            self._send,
+            self._wake_reader,
+            self._call_tasks,
+            self._supply,
+        )
         execution = Execution(self.last_run_number + 1, listener, calls, timeout_scope)
         if not self.closed.is_set():
             self._execution = execution
@@ -408,8 +426,12 @@ class SandboxLink:
 
 
 @asynccontextmanager
-async def open_link(backend: Backend, setup: wire.Setup) -> AsyncIterator[SandboxLink]:
+async def open_link(
+    backend: Backend, setup: wire.Setup, supply: SupplySandbox = supply_nothing
+) -> AsyncIterator[SandboxLink]:
     """Start a sandbox and wait until its supervisor answers.
+
+    `supply` brings into the sandbox what a reply names, and returns what is sent instead.
 
     Raises what `Backend.open_channel` raises, and `SandboxFailed`.
     """
@@ -424,7 +446,7 @@ async def open_link(backend: Backend, setup: wire.Setup) -> AsyncIterator[Sandbo
         backend.open_channel(first_bytes) as channel,
         anyio.create_task_group() as task_group,
     ):
-        link = SandboxLink(channel, setup.max_checkpoints, task_group, authority)
+        link = SandboxLink(channel, setup.max_checkpoints, task_group, authority, supply)
         try:
             await link.start(setup)
             yield link

@@ -46,6 +46,9 @@ class LocalChannel:
         """Write a file into the folder of inputs, which is on this machine."""
         await run_sync(Path(self.info.inputs_path_inside, name).write_bytes, data)
 
+    async def copy_package(self, name: str, folder: Path) -> None:
+        """Do nothing: code reads the folder of this machine."""
+
     async def read_memory_bytes(self) -> int | None:
         """Return the proportional memory of all processes of the sandbox."""
         return await run_sync(lambda: sum(map(_read_memory_bytes, _find_processes(self.info.id))))

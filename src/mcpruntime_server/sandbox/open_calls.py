@@ -6,7 +6,7 @@ not read its answers are not made until it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -20,8 +20,14 @@ MAX_OPEN_CALLS = 1024  # each takes memory of the host while it waits
 MAX_OPEN_CALL_BYTES = 4 * 1024 * 1024  # of calls that wait; the host has each about six times
 
 
+SupplyReply = Callable[[wire.Call, wire.Reply], Awaitable[wire.Reply]]
+
+
 class OpenCalls:
-    """Answers the calls of one execution; `on_answered` is called after each answer."""
+    """Answers the calls of one execution; `on_answered` is called after each answer.
+
+    `supply` brings into the sandbox what a reply names, and returns what is sent instead.
+    """
 
     def __init__(
         self,
@@ -30,12 +36,14 @@ class OpenCalls:
         send: Callable[[wire.Message], None],
         on_answered: Callable[[], None],
         tasks: TaskPool,
+        supply: SupplyReply,
     ) -> None:
         self._listener = listener
         self._writer = writer
         self._send = send
         self._on_answered = on_answered
         self._tasks = tasks
+        self._supply = supply
         self._ids: set[int] = set()
         self._bytes = 0
         self._scopes: set[anyio.CancelScope] = set()  # of the tasks that answer
@@ -71,7 +79,8 @@ class OpenCalls:
                 self._scopes.add(scope)
                 try:
                     await self._writer.wait_for_room()
-                    reply = await self._listener.on_call(call, self._writer)
+                    answer = await self._listener.on_call(call, self._writer)
+                    reply = await self._supply(call, answer)
                 finally:
                     self._scopes.discard(scope)
         self._ids.discard(call.call_id)

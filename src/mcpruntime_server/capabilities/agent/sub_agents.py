@@ -220,7 +220,7 @@ class SubAgents:
                 waiting[session_id] = status
             else:
                 del waiting[session_id]
-            caller.report_progress("; ".join(waiting.values()))
+            caller.set_agent_question("; ".join(waiting.values()))
         if not waiting:
             del self._waiting[caller.run_id]
 

@@ -1,8 +1,9 @@
 """Handle the calls by which code installs packages.
 
 A call names requirements, what the sandbox has already, and its platform. The answer names wheels
-by digest, so that a replay uses the same bytes; the sandbox imports them from the cache, which it
-sees read-only.
+by digest. The journal keeps their files as blobs, as long as anything refers to them, so that a
+replay, a fork, or an import of an archive elsewhere uses the same bytes. The cache has them
+unpacked; before code gets an answer, recorded or not, its sandbox has what the answer names.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.to_thread import run_sync
@@ -19,22 +20,41 @@ from packaging.requirements import Requirement
 
 from ...config import Verdict
 from ...errors import CallFailed
+from ...journal.blob_store import BlobStore
 from ...journal.call_scope import current_call_scope
 from ...protocol.payloads import JsonObject
 from .requirements import Platform, find_refused, parse_installed, parse_requirements
 from .resolution_cache import ResolutionCache, make_key
-from .resolver import ResolvedWheel, download_wheel, resolve_wheels
-from .wheel_cache import WheelCache
+from .resolver import ReportProgress, ResolvedWheel, WheelSource
+from .wheel_cache import DIGEST, WheelCache, read_chunks
 
 INSTALL_TARGET = "packages.install"
 MAX_CONCURRENT = 2  # downloads of the whole server
+MAX_WHEELS = 200  # of one answer
+
+
+class SuppliedSandbox(Protocol):
+    """A sandbox that may need a copy of a package."""
+
+    async def copy_package(self, name: str, folder: Path) -> None:
+        """Let code see a folder of this machine."""
+        ...
 
 
 class PackageInstaller:
     """Resolves requirements and downloads wheels into the cache."""
 
-    def __init__(self, cache: WheelCache, mode: Verdict, allowed: Sequence[str]) -> None:
+    def __init__(
+        self,
+        cache: WheelCache,
+        blobs: BlobStore,
+        source: WheelSource,
+        mode: Verdict,
+        allowed: Sequence[str],
+    ) -> None:
         self._cache = cache
+        self._blobs = blobs
+        self._source = source
         self._resolutions = ResolutionCache(cache.root.with_name("resolutions"))
         self._mode = mode
         self._allowed = allowed
@@ -61,11 +81,12 @@ class PackageInstaller:
         scope = current_call_scope()
         shown = {"requirements": args["requirements"]}
         scope.describe_call(shown, "")
-        async with self._downloads:
-            wheels = await self._resolve(requirements, installed, platform)
-            for wheel in wheels:
-                if not await run_sync(self._cache.has, wheel.digest):
-                    await self._download(wheel, platform)
+        key = make_key(requirements, installed, platform)
+        wheels = await run_sync(self._resolutions.find, key)
+        if wheels is None or not await run_sync(self._has_all, wheels):
+            async with self._downloads:
+                wheels = await self._fetch(requirements, installed, platform, scope.report_progress)
+            scope.report_progress("")
         found = [f"{wheel.name} {wheel.version}" for wheel in wheels]
         scope.describe_call(shown, ", ".join(found) or "already installed")
         return {
@@ -75,16 +96,59 @@ class PackageInstaller:
             ]
         }
 
-    async def _resolve(
-        self, requirements: list[Requirement], installed: Mapping[str, str], platform: Platform
+    async def supply(self, value: Any, sandbox: SuppliedSandbox) -> None:
+        """Unpack what an answer names, and copy it where a sandbox does not see the cache."""
+        for digest in list_digests(value):
+            if not await run_sync(self._cache.has, digest):
+                await run_sync(self._unpack_blob, digest)
+            await sandbox.copy_package(digest, self._cache.root / digest)
+
+    def _has_all(self, wheels: Sequence[ResolvedWheel]) -> bool:
+        return all(
+            self._blobs.refresh(each.digest) and self._cache.has(each.digest) for each in wheels
+        )
+
+    def _unpack_blob(self, digest: str) -> None:
+        if not self._blobs.refresh(digest):
+            raise CallFailed(
+                "unavailable",
+                f"The package with the digest {digest} is no longer stored.",
+                remedy="Install it in a new session, whose journal keeps it.",
+            )
+        self._cache.add(self._blobs.blob_path(digest), digest)
+
+    async def _fetch(
+        self,
+        requirements: list[Requirement],
+        installed: Mapping[str, str],
+        platform: Platform,
+        report: ReportProgress,
     ) -> list[ResolvedWheel]:
-        """Return the needed wheels, from the resolution cache or from the index."""
+        """Return the needed wheels, all of which are then in the cache and in the journal."""
         key = make_key(requirements, installed, platform)
-        known = await run_sync(self._resolutions.find, key)
-        if known is not None:
-            return known
+        wheels = await run_sync(self._resolutions.find, key)
+        if wheels is None:
+            wheels = await self._resolve(requirements, installed, platform, report)
+        if len(wheels) > MAX_WHEELS:
+            message = f"These packages need {len(wheels):,} others; {MAX_WHEELS} are allowed."
+            raise CallFailed("too_large", message)
+        for wheel in wheels:
+            if not await run_sync(self._blobs.refresh, wheel.digest):
+                await self._download(wheel, platform, report)
+            elif not await run_sync(self._cache.has, wheel.digest):
+                await run_sync(self._unpack_blob, wheel.digest)
+        return wheels
+
+    async def _resolve(
+        self,
+        requirements: list[Requirement],
+        installed: Mapping[str, str],
+        platform: Platform,
+        report: ReportProgress,
+    ) -> list[ResolvedWheel]:
+        key = make_key(requirements, installed, platform)
         try:
-            wheels = await resolve_wheels(requirements, installed, platform)
+            wheels = await self._source.resolve(requirements, installed, platform, report)
         except CallFailed:
             outdated = await run_sync(self._resolutions.find, key, inf)
             if outdated is None:
@@ -93,7 +157,19 @@ class PackageInstaller:
         await run_sync(self._resolutions.keep, key, wheels)
         return wheels
 
-    async def _download(self, wheel: ResolvedWheel, platform: Platform) -> None:
+    async def _download(
+        self, wheel: ResolvedWheel, platform: Platform, report: ReportProgress
+    ) -> None:
         with TemporaryDirectory(prefix="mcpruntime-wheel-") as folder:
-            path = await download_wheel(wheel, platform, Path(folder))
+            path = await self._source.download(wheel, platform, Path(folder), report)
             await run_sync(self._cache.add, path, wheel.digest)
+            await run_sync(self._blobs.put_stream, lambda: read_chunks(path))
+
+
+def list_digests(value: Any) -> list[str]:
+    """Return the digests of the wheels that an answer names; [] if it is not such an answer."""
+    match value:
+        case {"wheels": [*wheels]} if len(wheels) <= MAX_WHEELS:
+            digests = [each.get("sha256") for each in wheels if isinstance(each, dict)]
+            return [each for each in digests if isinstance(each, str) and DIGEST.fullmatch(each)]
+    return []

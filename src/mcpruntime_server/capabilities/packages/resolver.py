@@ -1,7 +1,8 @@
-"""Resolve requirements and download wheels, in a process of its own.
+"""Resolve requirements and download wheels, in processes of their own.
 
-The process is pip, with the index settings of the user who runs the server. It gets no more than
-names with versions, takes wheels alone, and so runs nothing of a package.
+The processes are uv, where it is installed and the user has not set up pip, or else pip. Each has
+the index settings of the user who runs the server. They get no more than names with versions, take
+wheels alone, and so run nothing of a package.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import anyio
 from anyio.to_thread import run_sync
@@ -23,93 +27,369 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ...errors import CallFailed
+from . import wheel_download
 from .requirements import Platform
 from .wheel_cache import DIGEST
 
 RESOLVE_TIMEOUT_S = 120.0
 DOWNLOAD_TIMEOUT_S = 600.0
+PROGRESS_INTERVAL_S = 0.5
 MAX_REPORT_BYTES = 32 * 1024 * 1024
 MAX_ERROR_CHARS = 1_500
+BLOCK_BYTES = 512  # the unit of `ulimit -f`
+MB = 1024 * 1024
 URL_CREDENTIALS = re.compile(r"//[^/@\s]+@")
-QUIET = ("--quiet", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:")
+TOO_LARGE = ("File too large", "too large for [sandbox]")  # an error of the system, or of ours
+SIZE_SIGNAL_CODES = (-25, 128 + 25)  # SIGXFSZ
+PIP_OPTIONS = ("--quiet", "--no-input", "--disable-pip-version-check", "--only-binary", ":all:")
+PIP_INDEX_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX")
+PIP_INDEX_SETTING = re.compile(r"(?m)^\s*(\S*index\S*|find-links)\s*=")
+PIP_CONFIG_FILES = ("/etc/pip.conf", "/etc/xdg/pip/pip.conf", "~/.pip/pip.conf")
+UV_GLIBC_MINORS = (17, 28, *range(31, 41))  # that uv has names for
+UV_OPTIONS = ("--quiet", "--no-header", "--format", "pylock.toml", "--only-binary", ":all:")
+
+NO_PIP = "The server's Python has no pip: install it there (`python -m ensurepip`), or uv."
+NO_UV = "uv is not on the path of the server."
+NO_UV_REMEDY = 'Install it there, or use pip: [sandbox] package_tool = "pip".'
+
+PackageTool = Literal["auto", "uv", "pip"]
+ReportProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ResolvedWheel:
-    """A wheel that an index offers."""
+    """A wheel that an index offers; its `url` and its size in bytes are known from uv only."""
 
     name: str  # canonical
     version: str
     digest: str  # SHA-256 in hexadecimal digits
+    url: str = ""
+    size: int = 0
 
 
-async def resolve_wheels(
-    requirements: Sequence[Requirement], installed: Mapping[str, str], platform: Platform
-) -> list[ResolvedWheel]:
-    """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
-    with TemporaryDirectory(prefix="mcpruntime-packages-") as folder:
-        report, constraints = Path(folder, "report.json"), Path(folder, "constraints.txt")
-        lines = [f"{name}=={version}" for name, version in installed.items()]
-        await anyio.Path(constraints).write_text("\n".join(lines))
-        command = ["install", "--dry-run", "--ignore-installed", "--report", str(report)]
-        command += [*QUIET, "--target", str(Path(folder, "target"))]
-        command += ["--constraint", str(constraints), *platform.list_options(), "--"]
-        await run_pip([*command, *map(str, requirements)], RESOLVE_TIMEOUT_S)
-        data = await anyio.Path(report).read_bytes()
+class WheelSource(Protocol):
+    """Finds wheels in the user's indexes."""
+
+    name: str
+
+    def find_problem(self) -> str:
+        """Return why it cannot be used; "" if it can."""
+        ...
+
+    async def resolve(
+        self,
+        requirements: Sequence[Requirement],
+        installed: Mapping[str, str],
+        platform: Platform,
+        report: ReportProgress,
+    ) -> list[ResolvedWheel]:
+        """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
+        ...
+
+    async def download(
+        self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
+    ) -> Path:
+        """Download a wheel into `folder` and return its path; raises `CallFailed`.
+
+        Whether it has the right digest is for others to check.
+        """
+        ...
+
+
+def choose_source(tool: PackageTool, max_bytes: int) -> WheelSource:
+    """Return the program that finds wheels, of at most so many bytes each."""
+    uv = shutil.which("uv") or ""
+    if tool == "uv" or (tool == "auto" and uv and not is_pip_set_up()):
+        return UvSource(uv, max_bytes)
+    return PipSource(max_bytes)
+
+
+def is_pip_set_up() -> bool:
+    """Return whether the user has told pip where packages are."""
+    if any(name in os.environ for name in PIP_INDEX_VARIABLES):
+        return True
+    named = os.environ.get("PIP_CONFIG_FILE")
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    own = [f"{home}/pip/pip.conf", f"{sys.prefix}/pip.conf", *PIP_CONFIG_FILES]
+    for path in [named] if named else own:
+        try:
+            if PIP_INDEX_SETTING.search(Path(path).expanduser().read_text()):
+                return True
+        except (OSError, UnicodeDecodeError):
+            continue
+    return False
+
+
+class PipSource:
+    """Asks pip."""
+
+    name = "pip"
+
+    def __init__(
+        self,
+        max_bytes: int,
+        resolve_timeout_s: float = RESOLVE_TIMEOUT_S,
+        download_timeout_s: float = DOWNLOAD_TIMEOUT_S,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._resolve_timeout_s = resolve_timeout_s
+        self._download_timeout_s = download_timeout_s
+
+    def find_problem(self) -> str:
+        """Return that pip is missing, if it is."""
+        return "" if find_spec("pip") else NO_PIP
+
+    async def resolve(
+        self,
+        requirements: Sequence[Requirement],
+        installed: Mapping[str, str],
+        platform: Platform,
+        report: ReportProgress,
+    ) -> list[ResolvedWheel]:
+        """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
+        with TemporaryDirectory(prefix="mcpruntime-packages-") as folder:
+            found, constraints = Path(folder, "report.json"), Path(folder, "constraints.txt")
+            await anyio.Path(constraints).write_text(list_constraints(installed))
+            command = ["install", "--dry-run", "--ignore-installed", "--report", str(found)]
+            command += [*PIP_OPTIONS, "--target", str(Path(folder, "target"))]
+            command += ["--constraint", str(constraints), *platform.list_options(), "--"]
+            command += map(str, requirements)
+            await self._run(command, folder, self._resolve_timeout_s, "finding packages", report)
+            data = await read_report(found)
+        items = json.loads(data).get("install", [])
+        wheels = [parse_pip_wheel(item) for item in items]
+        return [wheel for wheel in wheels if installed.get(wheel.name) != wheel.version]
+
+    async def download(
+        self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
+    ) -> Path:
+        """Download a wheel into `folder` and return its path; raises `CallFailed`."""
+        target = folder / "wheels"
+        command = ["download", *PIP_OPTIONS, "--no-deps", "--dest", str(target)]
+        command += [*platform.list_options(), "--", f"{wheel.name}=={wheel.version}"]
+        action = f"downloading {wheel.name} {wheel.version}"
+        await self._run(command, str(folder), self._download_timeout_s, action, report)
+        found = [each for each in await run_sync(os.listdir, target) if each.endswith(".whl")]
+        if len(found) != 1:
+            message = f"The index offers no wheel of {wheel.name} {wheel.version}."
+            raise CallFailed("protocol", message)
+        return target / found[0]
+
+    async def _run(
+        self,
+        arguments: Sequence[str],
+        folder: str,
+        timeout_s: float,
+        action: str,
+        report: ReportProgress,
+    ) -> None:
+        variables = {"PIP_NO_COLOR": "1", "PYTHONSAFEPATH": "1", "TMPDIR": folder}
+        command = [sys.executable, "-m", "pip", *arguments]
+        watch = FolderWatch(Path(folder), action, 0, report)
+        await run_bounded(command, variables, self._max_bytes, timeout_s, watch, explain_pip)
+
+
+class UvSource:
+    """Asks uv, which names the address of each wheel; a process of ours downloads it."""
+
+    name = "uv"
+
+    def __init__(self, uv: str, max_bytes: int) -> None:
+        self._uv = uv
+        self._max_bytes = max_bytes
+
+    def find_problem(self) -> str:
+        """Return that uv is missing, if it is."""
+        return "" if self._uv else NO_UV
+
+    async def resolve(
+        self,
+        requirements: Sequence[Requirement],
+        installed: Mapping[str, str],
+        platform: Platform,
+        report: ReportProgress,
+    ) -> list[ResolvedWheel]:
+        """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
+        if not self._uv:
+            raise CallFailed("unavailable", NO_UV, remedy=NO_UV_REMEDY)
+        with TemporaryDirectory(prefix="mcpruntime-packages-") as name:
+            folder = Path(name)
+            found, constraints = folder / "pylock.toml", folder / "constraints.txt"
+            wanted = folder / "requirements.in"
+            await anyio.Path(constraints).write_text(list_constraints(installed))
+            await anyio.Path(wanted).write_text("\n".join(map(str, requirements)))
+            command = [self._uv, "pip", "compile", *UV_OPTIONS, "--output-file", str(found)]
+            command += ["--constraints", str(constraints), "--python", sys.executable]
+            command += ["--python-version", platform.python]
+            command += ["--python-platform", name_uv_platform(platform), str(wanted)]
+            watch = FolderWatch(folder, "finding packages", 0, report)
+            variables = {"NO_COLOR": "1", "UV_PYTHON_DOWNLOADS": "never"}
+            await run_bounded(
+                command, variables, self._max_bytes, RESOLVE_TIMEOUT_S, watch, explain_uv
+            )
+            data = await read_report(found)
+        items = tomllib.loads(data.decode()).get("packages", [])
+        wheels = [parse_uv_wheel(item) for item in items]
+        return [wheel for wheel in wheels if installed.get(wheel.name) != wheel.version]
+
+    async def download(
+        self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
+    ) -> Path:
+        """Download a wheel into `folder` and return its path; raises `CallFailed`."""
+        check_size(wheel, self._max_bytes)
+        path = folder / f"{wheel.name}-{wheel.version}.whl"
+        command = [sys.executable, wheel_download.__file__, wheel.url, str(path)]
+        action = f"downloading {wheel.name} {wheel.version}"
+        watch = FolderWatch(folder, action, wheel.size, report)
+        await run_bounded(
+            command, {"PYTHONSAFEPATH": "1"}, self._max_bytes, DOWNLOAD_TIMEOUT_S, watch, explain_uv
+        )
+        return path
+
+
+# what the programs report -------------------------------------------------------------------------
+
+
+def list_constraints(installed: Mapping[str, str]) -> str:
+    """Return the content of a file that holds the installed versions."""
+    return "\n".join(f"{name}=={version}" for name, version in installed.items())
+
+
+async def read_report(path: Path) -> bytes:
+    """Return the report of a program; raises `CallFailed` if it is too large."""
+    data = await anyio.Path(path).read_bytes()
     if len(data) > MAX_REPORT_BYTES:
         raise CallFailed("too_large", "These packages need too many others.")
-    wheels = [parse_resolved_wheel(item) for item in json.loads(data).get("install", [])]
-    return [wheel for wheel in wheels if installed.get(wheel.name) != wheel.version]
+    return data
 
 
-def parse_resolved_wheel(item: Any) -> ResolvedWheel:
+def parse_pip_wheel(item: Any) -> ResolvedWheel:
     """Return the wheel of an entry of pip's report; raises `CallFailed`."""
     try:
         metadata, info = item["metadata"], item["download_info"]
         digest = info["archive_info"]["hashes"]["sha256"]
-        name = canonicalize_name(metadata["name"])
         if DIGEST.fullmatch(digest):
+            name = canonicalize_name(metadata["name"])
             return ResolvedWheel(name, str(metadata["version"]), digest)
     except (KeyError, TypeError):
         pass
     raise CallFailed("protocol", "The index names no digest for a package.")
 
 
-async def download_wheel(wheel: ResolvedWheel, platform: Platform, folder: Path) -> Path:
-    """Download a wheel into `folder` and return its path; raises `CallFailed`.
+def parse_uv_wheel(item: Any) -> ResolvedWheel:
+    """Return the wheel of an entry of a `pylock.toml`; raises `CallFailed`."""
+    try:
+        name, version, [wheel, *_] = item["name"], item["version"], item["wheels"]
+        digest, size = wheel["hashes"]["sha256"], wheel.get("size", 0)
+        if DIGEST.fullmatch(digest) and isinstance(size, int):
+            return ResolvedWheel(canonicalize_name(name), version, digest, str(wheel["url"]), size)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise CallFailed("protocol", "The index names no wheel with a digest for a package.")
 
-    Whether it has the right digest is for others to check.
+
+def name_uv_platform(platform: Platform) -> str:
+    """Return uv's name of a platform: the newest that it knows and that runs there."""
+    if not platform.glibc:
+        return f"{platform.machine}-unknown-linux-musl"
+    minor = int(platform.glibc.partition(".")[2])
+    newest = max((each for each in UV_GLIBC_MINORS if each <= minor), default=UV_GLIBC_MINORS[0])
+    return f"{platform.machine}-manylinux_2_{newest}"
+
+
+def check_size(wheel: ResolvedWheel, max_bytes: int) -> None:
+    """Raise `CallFailed` if a wheel says that it is larger than it may be."""
+    if wheel.size > max_bytes:
+        raise too_large_error(f"{wheel.name} {wheel.version} ({wheel.size // MB:,} MB)", max_bytes)
+
+
+def too_large_error(what: str, max_bytes: int) -> CallFailed:
+    """Return the error for a package that is larger than the settings allow."""
+    return CallFailed(
+        "too_large",
+        f"{what} is larger than {max_bytes // MB:,} MB.",
+        remedy="The user can allow it: [sandbox] package_mb.",
+    )
+
+
+def explain_pip(stderr: str) -> str:
+    """Return the reason of a failure from the stderr of pip."""
+    if "No module named pip" in stderr:
+        return NO_PIP
+    lines = stderr.splitlines()
+    found = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+    found = found or [line for line in lines if not line.startswith("WARNING")]
+    return f"pip found no wheels: {' '.join(found)}"
+
+
+def explain_uv(stderr: str) -> str:
+    """Return the reason of a failure from the stderr of uv, or of our download."""
+    return f"uv found no wheels: {' '.join(stderr.split())}"
+
+
+# processes ----------------------------------------------------------------------------------------
+
+
+class FolderWatch:
+    """Reports how much a process has written into a folder; `total` bytes come, if not 0."""
+
+    def __init__(self, folder: Path, action: str, total: int, report: ReportProgress) -> None:
+        self._folder = folder
+        self._action = action
+        self._total = f" of {total / MB:.1f}" if total else ""
+        self._report = report
+
+    async def report_growth(self) -> None:
+        """Report until it is cancelled."""
+        while True:
+            await anyio.sleep(PROGRESS_INTERVAL_S)
+            size = await run_sync(measure_folder, self._folder)
+            self._report(f"{self._action}: {size / MB:.1f}{self._total} MB")
+
+
+def measure_folder(folder: Path) -> int:
+    """Return the size of the files below a folder, in bytes."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue  # it is gone
+    return size
+
+
+async def run_bounded(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    max_bytes: int,
+    timeout_s: float,
+    watch: FolderWatch,
+    explain: Callable[[str], str],
+) -> None:
+    """Run a program that writes no file larger than `max_bytes`; raises `CallFailed`.
+
+    An index may say what it likes of the size of a file, or nothing.
     """
-    command = ["download", *QUIET, "--no-deps", "--dest", str(folder), *platform.list_options()]
-    command += ["--", f"{wheel.name}=={wheel.version}"]
-    await run_pip(command, DOWNLOAD_TIMEOUT_S)
-    found = [each for each in await run_sync(os.listdir, folder) if each.endswith(".whl")]
-    if len(found) != 1:
-        raise CallFailed("protocol", f"The index offers no wheel of {wheel.name} {wheel.version}.")
-    return folder / found[0]
-
-
-async def run_pip(arguments: Sequence[str], timeout_s: float) -> None:
-    """Run pip; raises `CallFailed` with its message if it fails."""
-    environment = {**os.environ, "PIP_NO_COLOR": "1", "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "pip", *arguments]
+    blocks = max_bytes // BLOCK_BYTES
+    limited = ["/bin/sh", "-c", 'ulimit -f "$0" && exec "$@"', str(blocks), *command]
     with anyio.move_on_after(timeout_s) as scope:
-        done = await anyio.run_process(
-            command, stdin=subprocess.DEVNULL, check=False, env=environment, start_new_session=True
-        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch.report_growth)
+            done = await anyio.run_process(
+                limited,
+                stdin=subprocess.DEVNULL,
+                check=False,
+                cwd="/",
+                env={**os.environ, **variables},
+                start_new_session=True,
+            )
+            tasks.cancel_scope.cancel()
     if scope.cancelled_caught:
         raise CallFailed("timeout", f"The package index did not answer within {timeout_s:g} s.")
-    if done.returncode:
-        raise CallFailed("unavailable", explain_pip_failure(done.stderr))
-
-
-def explain_pip_failure(stderr: bytes) -> str:
-    """Return the reason of a failure from the stderr of pip."""
-    text = stderr.decode("utf-8", "replace")
-    if "No module named pip" in text:
-        return "The server's Python has no pip: install it there (`python -m ensurepip`)."
-    lines = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR")]
-    if not lines:
-        lines = [line for line in text.splitlines() if not line.startswith("WARNING")]
-    said = URL_CREDENTIALS.sub("//***@", " ".join(lines))
-    return f"pip found no wheels: {said[:MAX_ERROR_CHARS]}"
+    if not done.returncode:
+        return
+    stderr = URL_CREDENTIALS.sub("//***@", done.stderr.decode("utf-8", "replace"))
+    if done.returncode in SIZE_SIGNAL_CODES or any(each in stderr for each in TOO_LARGE):
+        raise too_large_error("A package", max_bytes)
+    raise CallFailed("unavailable", explain(stderr)[:MAX_ERROR_CHARS])

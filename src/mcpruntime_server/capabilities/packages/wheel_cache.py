@@ -14,6 +14,7 @@ import shutil
 import stat
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -106,11 +107,10 @@ class WheelCache:
     def list_wheels(self) -> list[CachedWheel]:
         """Return all wheels, the most recently used first."""
         found = []
-        for folder in self.root.iterdir() if self.root.is_dir() else ():
-            if DIGEST.fullmatch(folder.name):
-                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                used_at = folder.stat().st_mtime
-                found.append(CachedWheel(folder.name, read_name(folder), size, used_at))
+        for folder in map(self.root.joinpath, list_wheel_digests(self.root)):
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            used_at = folder.stat().st_mtime
+            found.append(CachedWheel(folder.name, read_name(folder), size, used_at))
         return sorted(found, key=lambda wheel: -wheel.used_at)
 
     def prune(self, unused_days: float) -> list[CachedWheel]:
@@ -123,6 +123,11 @@ class WheelCache:
             if draft.stat().st_mtime < time.time() - MAX_DRAFT_AGE_S:
                 shutil.rmtree(draft, ignore_errors=True)
         return removed
+
+
+def list_wheel_digests(root: Path) -> set[str]:
+    """Return the digests of the wheels in a cache, which may not exist."""
+    return set(filter(DIGEST.fullmatch, os.listdir(root))) if root.is_dir() else set()
 
 
 def place_entry(entry: zipfile.ZipInfo) -> PurePosixPath | None:
@@ -150,10 +155,16 @@ def place_entry(entry: zipfile.ZipInfo) -> PurePosixPath | None:
 def hash_wheel(path: Path) -> str:
     """Return the SHA-256 of a file."""
     digest = sha256()
+    for data in read_chunks(path):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file in chunks."""
     with path.open("rb") as file:
         while data := file.read(READ_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
+            yield data
 
 
 def read_name(folder: Path) -> str:
