@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,3 +29,11 @@ def build_wheel(
         )
         archive.writestr(f"{info}/RECORD", "")
     return path
+
+
+def add_link(wheel: Path, name: str, target: str) -> None:
+    """Add a symbolic link to a wheel."""
+    with zipfile.ZipFile(wheel, "a") as archive:
+        entry = zipfile.ZipInfo(name)
+        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(entry, target)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from errno import EACCES, EROFS
+from os import environ
 from pathlib import Path
 
 import pytest
 
+from ..helpers.commands import run_command
+from ..helpers.package_index import run_package_index
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
-from ..helpers.wheels import build_wheel
+from ..helpers.wheels import add_link, build_wheel
+from ..sandbox.test_shared_folders import forwarded
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +50,23 @@ async def packages(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pa
     build_wheel(index, "json_shadow", "1.0", {"json.py": "raise SystemExit", "json_shadow.py": ""})
     build_wheel(index, "old_numpy", "1.0", {"old_numpy.py": ""}, ["numpy<1"])
     build_wheel(index, "forbidden", "1.0", {"forbidden.py": ""})
-    allowed = ["greeter", "helper", "json-*", "old-numpy", "missing"]
+    own_names = ("tools", "skills", "llm", "knowledge", "packages", "mcpruntime_sandbox", "sys")
+    shadows = {f"{name}/__init__.py": "raise SystemExit" for name in own_names}
+    build_wheel(index, "own_shadow", "1.0", {**shadows, "sitecustomize.py": "raise SystemExit"})
+    build_wheel(
+        index, "startup", "1.0", {"startup.pth": "import os; os._exit(3)", "startup.py": ""}
+    )
+    build_wheel(index, "absolute", "1.0", {"/tmp/absolute.py": ""})
+    add_link(build_wheel(index, "linked", "1.0", {"linked.py": ""}), "passwd.py", "/etc/passwd")
+    build_wheel(index, "large", "1.0", {"large.py": "#" * 9_000_000})
+    (index / "source-1.0.tar.gz").write_bytes(b"")
+    allowed = [
+        "greeter", "helper", "json-*", "old-numpy", "missing", "own-shadow", "startup", "absolute",
+        "linked", "large", "source",
+    ]  # fmt: skip
     settings = write_settings(
         tmp_path_factory.mktemp("server"),
-        sandbox={"packages_on_demand": "allow", "allowed_packages": allowed},
+        sandbox={"packages_on_demand": "allow", "allowed_packages": allowed, "package_mb": 8},
     )
     found = Packages(None, index, settings)  # type: ignore[arg-type]
     async with connect_server(settings, found.environment) as server:
@@ -101,6 +118,40 @@ importlib.reload(json).dumps([1])"""
     assert await packages.server.evaluate(code, "shadow") == "[1]"
 
 
+async def test_nothing_of_the_runtime_can_be_shadowed(packages: Packages) -> None:
+    code = """
+import importlib, sys
+packages.install('own-shadow')
+for name in ('tools', 'skills', 'llm', 'knowledge', 'packages', 'sys'):
+    importlib.import_module(name)
+from skills import search
+inner = [name for name in sys.modules if name.startswith('mcpruntime_sandbox')]
+len(search('x')), sorted({sys.modules[name].__spec__.origin[:1] for name in inner})"""
+    assert await packages.server.evaluate(code, "own") == [0, ["<"]]
+    code = "import llm, knowledge\nCONTEXT.text, callable(tools.search)"
+    again = await packages.server.run(code, "own", context=[{"text": "read"}])
+    assert again.value == ["read", True], again.text
+
+
+async def test_nothing_of_a_package_runs_before_it_is_imported(packages: Packages) -> None:
+    code = """
+import os, subprocess, sys
+packages.install('startup')
+done = subprocess.run([sys.executable, '-c', 'print(1)'], env={'PYTHONPATH': ':'.join(sys.path)})
+done.returncode, any('.pth' in name for path in sys.path if path.startswith('/packages')
+                     for name in os.listdir(path))"""
+    assert await packages.server.evaluate(code, "startup") == [0, False]
+
+
+async def test_two_requests_of_a_session_that_conflict_are_an_error(packages: Packages) -> None:
+    assert await packages.server.evaluate("packages.install('greeter<2')", "conflict")
+    failed = await packages.server.run("packages.install('greeter>=2')", "conflict")
+    assert failed.status == "error"
+    assert "conflict" in failed.text
+    code = "import greeter\ngreeter.greet()"
+    assert await packages.server.evaluate(code, "conflict") == "old"
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -108,6 +159,14 @@ importlib.reload(json).dumps([1])"""
         ("--index-url=https://evil.example", "Options, paths, URLs"),
         ("old-numpy", "conflicting"),
         ("missing", "No matching distribution"),
+        ("source", "No matching distribution"),
+        ("absolute", "not a file inside it"),
+        ("linked", "not a file inside it"),
+        ("large", "more than 8,388,608 bytes"),
+        ("/etc/passwd", "Options, paths, URLs"),
+        ("./here", "Options, paths, URLs"),
+        ("greeter @ https://evil.example/greeter.whl", "Options, paths, URLs"),
+        ("git+https://evil.example/greeter", "Options, paths, URLs"),
     ],
 )
 async def test_what_cannot_be_added_is_an_error_with_its_reason(
@@ -156,3 +215,93 @@ async def test_the_settings_can_forbid_it(packages: Packages, tmp_path: Path) ->
         failed = await server.run("packages.install('helper')")
         assert failed.status == "error"
         assert "packages_on_demand" in failed.text
+
+
+INSTALL = "packages.install('greeter')\nimport greeter\ntext = greeter.greet()\ntext"
+
+
+async def test_an_archive_brings_the_packages_of_its_session(
+    packages: Packages, tmp_path: Path
+) -> None:
+    run = await packages.server.run(INSTALL, "exported")
+    archive = tmp_path / "exported.zip"
+    done = run_command("--config", packages.settings, "replay", "export", "exported", archive)
+    assert done.returncode == 0, done.stderr
+    elsewhere = write_settings(tmp_path / "elsewhere", sandbox={"packages_on_demand": "ask"})
+    done = run_command("--config", elsewhere, "replay", "import", archive)
+    assert done.returncode == 0, done.stderr
+    async with connect_server(elsewhere, {"PIP_INDEX_URL": "http://127.0.0.1:1/simple"}) as server:
+        again = await server.replay("rerun", "exported", step=1)
+        assert (again.status, again.value) == ("ok", run.value), again.text
+        assert await server.evaluate("import helper\ntext, helper.name", "exported") == [
+            "hello world",
+            "world",
+        ]
+
+
+async def test_a_session_outlives_its_packages_in_the_cache(
+    packages: Packages, tmp_path: Path
+) -> None:
+    settings = write_settings(tmp_path, sandbox={"packages_on_demand": "allow"})
+    async with connect_server(settings, packages.environment) as server:
+        await server.evaluate(INSTALL, "pruned")
+    pruned = run_command("--config", settings, "packages", "prune", "--days", "0")
+    assert "removed 2 packages" in pruned.stdout, pruned
+    assert "There are none" in run_command("--config", settings, "packages").stdout
+    run_command("--config", settings, "replay", "gc")
+    gone = {**packages.environment, "PIP_FIND_LINKS": "/nowhere"}
+    async with connect_server(settings, gone) as server:
+        assert await server.evaluate("greeter.greet(), text", "pruned") == ["hello world"] * 2
+    listed = run_command("--config", settings, "packages").stdout
+    assert "greeter-2.0" in listed
+    assert "helper-1.1" in listed
+    checks = run_command("--config", settings, "doctor").stdout
+    assert "2 cached, 0 MB; pip finds others" in checks
+
+
+async def test_an_engine_on_another_machine_gets_copies(packages: Packages, tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"packages_on_demand": "allow", "pool_size": 0})
+    code = """
+import os
+def try_to_write(path):
+    try:
+        open(path, 'a')
+    except OSError as exc:
+        return exc.errno
+[try_to_write(path) for path in (greeter.__file__, '/packages/new')]"""
+    async with forwarded() as address:
+        environment = {**packages.environment, "DOCKER_HOST": address}
+        async with connect_server(settings, environment) as server:
+            assert await server.evaluate(INSTALL, "remote") == "hello world"
+            assert set(await server.evaluate(code, "remote")) <= {EACCES, EROFS}
+            again = await server.replay("rerun", "remote", step=1)
+            assert (again.status, again.value) == ("ok", "hello world"), again.text
+        async with connect_server(settings, environment) as server:
+            assert await server.evaluate("greeter.greet()", "remote") == "hello world"
+
+
+async def test_a_client_sees_how_far_a_long_install_is(packages: Packages, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    folder.mkdir()
+    build_wheel(folder, "slow", "1.0", {"slow.py": ""})
+    settings = write_settings(tmp_path, sandbox={"packages_on_demand": "allow"})
+    with run_package_index(folder) as index:
+        index.silent.add("slow")
+        async with connect_server(settings, index.environment) as server:
+            run = await server.run("packages.install('slow')", "slow", wait_s=2)
+            while "Finding packages" not in run.text:
+                run = await server.run_request(run.run, wait_s=1)
+            assert run.status == "running"
+            assert (await server.run_request(run.run, cancel=True)).status == "cancelled"
+
+
+@pytest.mark.alone
+async def test_a_package_of_the_real_index_is_installed(tmp_path: Path) -> None:
+    settings = write_settings(tmp_path, sandbox={"packages_on_demand": "allow"})
+    code = "packages.install('idna>=3')\nimport idna\nidna.encode('bücher.example').decode()"
+    own = {name: value for name, value in environ.items() if name.startswith(("PIP_", "SSL_"))}
+    async with connect_server(settings, own) as server:
+        run = await server.run(code, "real")
+        while run.status == "running":
+            run = await server.run_request(run.run)
+        assert (run.status, run.value) == ("ok", "xn--bcher-kva.example"), run.text

@@ -55,7 +55,7 @@ def packages_command(ctx: click.Context, config: Config, *, as_json: bool) -> in
 def prune_command(config: Config, *, days: float) -> int:
     """Remove packages that were not used for a while.
 
-    A session that imports one of them cannot be rebuilt without it.
+    Sessions that use one of them get it again from the journal.
     """
     removed = open_cache(config).prune(days)
     size = format_size(sum(wheel.size for wheel in removed))

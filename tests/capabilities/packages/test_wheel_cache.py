@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from mcpruntime_server.capabilities.packages.wheel_cache import WheelCache, hash_wheel
 from mcpruntime_server.errors import CallFailed
 
-from ...helpers.wheels import build_wheel
+from ...helpers.wheels import add_link, build_wheel
 
 
 @pytest.fixture
@@ -72,10 +71,7 @@ def test_a_path_that_leads_out_is_refused(cache: WheelCache, tmp_path: Path, nam
 
 def test_a_link_is_refused(cache: WheelCache, tmp_path: Path) -> None:
     wheel = build_wheel(tmp_path, "demo", "1.0", {"demo.py": ""})
-    with zipfile.ZipFile(wheel, "a") as archive:
-        entry = zipfile.ZipInfo("link.py")
-        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(entry, "/etc/passwd")
+    add_link(wheel, "link.py", "/etc/passwd")
     with pytest.raises(CallFailed, match="not a file inside"):
         cache.add(wheel, hash_wheel(wheel))
 
