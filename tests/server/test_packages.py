@@ -305,3 +305,30 @@ async def test_a_package_of_the_real_index_is_installed(tmp_path: Path) -> None:
         while run.status == "running":
             run = await server.run_request(run.run)
         assert (run.status, run.value) == ("ok", "xn--bcher-kva.example"), run.text
+
+
+async def test_a_skill_lists_its_packages_and_its_gate_uses_them(
+    packages: Packages, tmp_path: Path
+) -> None:
+    settings = write_settings(
+        tmp_path,
+        sandbox={"packages_on_demand": "allow"},
+        skills={"folder": str(tmp_path / "skills")},
+    )
+    async with connect_server(settings, packages.environment) as server:
+        await server.evaluate("packages.install('greeter')", "made")
+        code = "import greeter\nname = 'Ana'\ngreeter.greet() + ', ' + name"
+        run = await server.run(code, "made")
+        saved = await server.client.call_tool("save_skill", {"run": run.run, "name": "welcome"})
+        assert "welcome@1 is in use" in str(saved.content), saved
+    source = next((tmp_path / "skills").rglob("skill.py"))
+    assert '#   "greeter==2.0",\n#   "helper==1.1",' in source.read_text()
+    assert "greeter==2.0, helper==1.1" in source.with_name("SKILL.md").read_text()
+    run_command("--config", settings, "packages", "prune", "--days", "0")
+    gone = {**packages.environment, "PIP_FIND_LINKS": "/nowhere"}
+    async with connect_server(settings, gone) as server:
+        code = "from skills.welcome import run\nrun(name='Bo')"
+        used = await server.run(code, "used")
+        assert used.value == "hello world, Bo", used.text
+        again = await server.replay("rerun", "used", run=used.run)
+        assert (again.status, again.value) == ("ok", used.value), again.text

@@ -9,7 +9,7 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ from ..runtime.package_changes import PackageChanges
 from ..runtime.process_memory import return_free_memory
 from ..runtime.rates import Rate
 from ..runtime.reference_cycles import collect_cycles
-from ..runtime.router import Route, Router
+from ..runtime.router import HandleCall, Route, Router, allow_always
 from ..runtime.run import Run
 from ..runtime.runtime import Runtime, open_runtime
 from ..runtime.scratch_run import open_scratch_runner
@@ -308,7 +308,7 @@ async def open_app(
                 observers,
             )
             if may_ask_for_packages(config):
-                router.add_route("packages", await build_packages_route(config, journal))
+                await add_package_routes(config, journal, router, answer_skill_call)
             if config.network.rules:
                 await add_web_routes(config, journal, router, optional)
             async with (
@@ -439,8 +439,10 @@ def may_ask_for_packages(config: Config) -> bool:
     return config.sandbox.packages_on_demand != "off"
 
 
-async def build_packages_route(config: Config, journal: Journal) -> Route:
-    """Return the route by which code asks for packages."""
+async def add_package_routes(
+    config: Config, journal: Journal, router: Router, answer_skill_call: HandleCall
+) -> None:
+    """Let code ask for packages, and skills bring theirs."""
     from ..capabilities.packages.package_installer import PackageInstaller, list_digests
     from ..capabilities.packages.resolver import choose_source
     from ..capabilities.packages.wheel_cache import WheelCache
@@ -453,13 +455,16 @@ async def build_packages_route(config: Config, journal: Journal) -> Route:
     )
     mode: Verdict = "ask" if settings.packages_on_demand == "ask" else "allow"
     installer = PackageInstaller(cache, journal.blobs, source, mode, settings.allowed_packages)
-    return Route(
+    install = Route(
         installer.handle_call,
         lambda _: "read",
         verdict_for=installer.decide,
         blobs_of=list_digests,
         supply=installer.supply,
     )
+    router.add_route("packages", install)
+    skills = replace(install, handle=answer_skill_call, is_listed=False, verdict_for=allow_always)
+    router.add_route("skills", skills)
 
 
 async def skills_sentence(library: SkillLibrary) -> str:

@@ -158,6 +158,7 @@ def serialize_skill(skill: Skill) -> JsonObject:
         "summary": skill.summary,
         "tools": dict(skill.tool_digests),
         "skills": list(skill.used_skills),
+        "packages": [each.requirement for each in skill.packages],
         "cases": len(skill.cases),
         "origin": skill.origin,
         "at": skill.saved_at,

@@ -180,6 +180,14 @@ class ToolListing(TypedDict):
     problems: List[str]  # why the tools of some servers are missing
 
 
+class PackageWheel(TypedDict):
+    """The file of a package; its digest is the name of its folder below that of packages."""
+
+    name: str
+    version: str
+    sha256: str
+
+
 class SkillSource(TypedDict, total=False):
     """The answer to `skills.source`: the source of a version, or the text of a guide."""
 
@@ -189,6 +197,7 @@ class SkillSource(TypedDict, total=False):
     source: str
     digest: str
     guide: str
+    wheels: List[PackageWheel]
 
 
 class SkillDescription(TypedDict):

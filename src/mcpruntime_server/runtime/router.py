@@ -76,6 +76,9 @@ def allow_always(target: str, args: Mapping[str, Any]) -> Verdict:
     return "allow"
 
 
+HandleCall = Callable[[str, JsonObject], Awaitable[Any]]
+
+
 @dataclass(frozen=True)
 class Route:
     """How the calls of one prefix are answered; each function gets the target.
@@ -84,7 +87,7 @@ class Route:
     `supply` brings into a sandbox what an answer names, recorded or not, before code gets it.
     """
 
-    handle: Callable[[str, JsonObject], Awaitable[Any]]
+    handle: HandleCall
     effect_of: Callable[[str], Effect]  # what a call may change, known when `prepare` has returned
     is_listed: bool = True  # in the ledger
     max_args_chars: int | None = None  # of a call, roughly; None: as many as the link takes

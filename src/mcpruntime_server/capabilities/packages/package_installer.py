@@ -113,7 +113,7 @@ class PackageInstaller:
             raise CallFailed(
                 "unavailable",
                 f"The package with the digest {digest} is no longer stored.",
-                remedy="Install it in a new session, whose journal keeps it.",
+                remedy="packages.install with its name and version stores it again.",
             )
         self._cache.add(self._blobs.blob_path(digest), digest)
 

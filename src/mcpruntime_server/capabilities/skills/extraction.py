@@ -21,9 +21,11 @@ from ...journal.events import canonical_json
 from ...journal.recording import RecordedCall
 from ...protocol.library_names import MODELS_MODULE
 from ..python_parsing import parse_expression, parse_module
+from .lint import find_missing_modules
 from .model import CONTEXT_NAME, RecordedCase, RecordedStep, Skill
 from .parameters import FoundParameter, find_parameters, replace_literals
 from .skill_names import choose_free_name
+from .skill_packages import add_packages, select_packages
 from .slicing import (
     HOST_FUNCTIONS,
     PREDEFINED_NAMES,
@@ -91,12 +93,16 @@ class Result:
 
 
 def extract_skill(
-    steps: Sequence[RecordedStep], fixed: Collection[str] = frozenset(), *, name: str = ""
+    steps: Sequence[RecordedStep],
+    fixed: Collection[str] = frozenset(),
+    *,
+    name: str = "",
+    packages: Collection[str] = (),
 ) -> Skill:
     """Return the skill that the last of `steps` makes, with what it needs of the others.
 
     `fixed` are names of parameters that are to stay literals. `name` is that of the skill, if it
-    has one.
+    has one. What it imports beside the `packages` of sandboxes is listed in its source.
 
     Raises `SkillRefused`.
     """
@@ -118,9 +124,21 @@ def extract_skill(
         skill = keep_called_function(kept, result, case, name) or generate_function(
             kept, result, case, fixed, find_input(kept, steps)
         )
-        return replace(skill, origin=last.run_id)
+        source = list_needed_packages(skill.source, steps, packages)
+        return replace(skill, origin=last.run_id, source=source)
     except RecursionError:
         raise SkillRefused(TOO_DEEP) from None
+
+
+def list_needed_packages(
+    source: str, steps: Sequence[RecordedStep], packages: Collection[str]
+) -> str:
+    """Return source that lists those of the packages of a session that it may need."""
+    missing = {module for module, *_ in find_missing_modules(parse_source(source), packages)}
+    if not missing:
+        return source
+    calls = (call for step in steps for call in step.case.calls if call.error is None)
+    return add_packages(source, select_packages(calls, missing))
 
 
 def find_left_out(steps: Sequence[RecordedStep]) -> list[tuple[int, int, str]]:

@@ -241,7 +241,13 @@ class SkillLibrary:
                 " ".join([message, *skill.reasons]),
                 remedy=f"skills.{name}.v{skill.version} imports it nevertheless.",
             )
-        return _source_answer(skill.name, skill.version, skill.state, skill.source, skill.digest)
+        answer = _source_answer(skill.name, skill.version, skill.state, skill.source, skill.digest)
+        if skill.packages:
+            answer["wheels"] = [
+                {"name": each.name, "version": each.version, "sha256": each.digest}
+                for each in skill.packages
+            ]
+        return answer
 
     async def _handle_files(self, name: Any) -> dict[str, str]:
         """Return the files of a guide in base 64."""

@@ -17,6 +17,7 @@ from ...config.credentials import find_credential, find_known_credential, find_n
 from ...errors import SkillRefused
 from ...protocol.library_names import MODELS_MODULE
 from .model import RecordedCase, Skill, VersionsByName
+from .skill_packages import find_packages
 from .source import (
     DEFINITIONS,
     PROVIDED_PACKAGES,
@@ -57,7 +58,7 @@ def check_source(source: str, packages: Collection[str] | None) -> None:
         _check_texts(tree)
         _check_environment(tree)
         signature_of(entry_of(tree))
-        if packages is not None:
+        if packages is not None and not find_packages(source):  # else the gate sees what is missing
             _check_imports(tree, packages)
     except RecursionError:
         raise SkillRefused(TOO_DEEP) from None
@@ -65,16 +66,29 @@ def check_source(source: str, packages: Collection[str] | None) -> None:
 
 def _check_imports(tree: ast.Module, packages: Collection[str]) -> None:
     """Raise `SkillRefused` for imports that sandboxes do not have."""
+    for module, origin, line in find_missing_modules(tree, packages):
+        raise SkillRefused(
+            f"Line {line} imports {origin!r:.80}, which sandboxes do not have.",
+            remedy=f"Save a run of a session that has installed {module}, do without it, or add it "
+            "to [sandbox] packages.",
+        )
+
+
+def find_missing_modules(
+    tree: ast.Module, packages: Collection[str]
+) -> Iterator[tuple[str, str, int]]:
+    """Yield the modules that sandboxes with `packages` do not have, how and where they are named.
+
+    Only the first part of a dotted name is looked at.
+    """
     names = {re.split(r"[^A-Za-z0-9_.-]", each, maxsplit=1)[0] for each in packages}
     names = {name.lower().replace("-", "_") for name in names}
     names = names.union(*(IMPORTED_AS.get(name, ()) for name in names))
     allowed = sys.stdlib_module_names | PROVIDED_PACKAGES | {MODELS_MODULE} | names
     for _, origin, line in find_imports(tree):
-        if origin.partition(".")[0] not in allowed:
-            raise SkillRefused(
-                f"Line {line} imports {origin!r:.80}, which sandboxes do not have.",
-                remedy="Do without it, or add it to [sandbox] packages.",
-            )
+        module = origin.partition(".")[0]
+        if module not in allowed:
+            yield module, origin, line
 
 
 def _check_statements(tree: ast.Module) -> None:

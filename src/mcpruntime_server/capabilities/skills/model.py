@@ -21,6 +21,7 @@ from ...journal.rows import LOCAL_PRINCIPAL
 from ...protocol.payloads import SkillDescription
 from ...protocol.suggestions import did_you_mean
 from .skill_names import parse_version
+from .skill_packages import SkillPackage, find_packages
 from .source import (
     FunctionNode,
     annotation_of,
@@ -177,6 +178,11 @@ class Skill:
     def used_skills(self) -> Sequence[str]:
         """The skills that its code names; an exact version is "weather_report@2"."""
         return find_skill_names(self.source)
+
+    @cached_property
+    def packages(self) -> Sequence[SkillPackage]:
+        """The packages that its source lists, with the digests of their files."""
+        return find_packages(self.source)
 
     @property
     def call_targets(self) -> list[str]:

@@ -144,7 +144,8 @@ class SkillSaver:
         if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
             skill = await self.library.get(call[0])
             return SkillPreview(skill, known=skill, adds_case=True)
-        extracted = await anyio.to_thread.run_sync(extract_skill, steps)
+        extract = partial(extract_skill, steps, packages=self._packages or ())
+        extracted = await anyio.to_thread.run_sync(extract)
         known, candidate = await self._name_and_merge(extracted, "")
         left_out = [
             LeftOutCode(rows[number].id, rows[number].step, line, source)
@@ -171,7 +172,7 @@ class SkillSaver:
         async with self._lock:
             if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
                 return await self._add_case(*call, report=report)
-            extract = partial(extract_skill, steps, name=name)
+            extract = partial(extract_skill, steps, name=name, packages=self._packages or ())
             return await self._save(
                 extract, name, session=run.session_id, summary=summary, report=report
             )
@@ -224,7 +225,8 @@ class SkillSaver:
         steps = await self._load_steps(run)
         if await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
             return None
-        extracted = await anyio.to_thread.run_sync(extract_skill, steps)
+        extract = partial(extract_skill, steps, packages=self._packages or ())
+        extracted = await anyio.to_thread.run_sync(extract)
         [case] = extracted.cases
         if not case.calls or not case.inputs:
             return None
@@ -234,7 +236,6 @@ class SkillSaver:
                 is_same_case = any(each.inputs == case.inputs for each in duplicate.cases)
                 if duplicate.state != "draft" or self._auto == "draft" or is_same_case:
                     return SaveResult(duplicate, already_existed=True)
-            extract = partial(extract_skill, steps)
             return await self._save(extract, session=run.session_id, skips_gate=duplicate is None)
 
     async def recheck(

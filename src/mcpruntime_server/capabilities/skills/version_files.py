@@ -119,6 +119,7 @@ def render_version_files(skill: Skill) -> dict[str, bytes]:
         parameters=[(key, value, descriptions.get(key, "")) for key, value in examples.items()],
         tools=sorted(skill.tool_digests),
         skills=skill.used_skills,
+        packages=[each.requirement for each in skill.packages],
         has_cases=bool(cases),
         asks_model=any(case.asks_model for case in cases),
     )

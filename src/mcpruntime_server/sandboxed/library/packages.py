@@ -18,6 +18,8 @@ TYPE_CHECKING = False  # importing `typing` would slow down the start of every s
 if TYPE_CHECKING:
     from typing import Any, Dict, List
 
+    from ...protocol.payloads import PackageWheel
+
 HELP = """\
 packages.install("scipy>=1.14", ...) makes packages importable that are not installed, and returns
 their names and versions. They stay for the session. A block at the top of the code does the same:
@@ -57,19 +59,21 @@ class PackagesModule(types.ModuleType):
             answer = tools.host.call("packages.install", arguments)
         except tools.HostError as error:
             tools.raise_tool_error(error, "packages.install", shown)
-        return {each["name"]: each["version"] for each in self._add_wheels(answer["wheels"])}
+        add_wheels(self.folder, answer["wheels"])
+        return {each["name"]: each["version"] for each in answer["wheels"]}
 
-    def _add_wheels(self, wheels: List[Dict[str, str]]) -> List[Dict[str, str]]:
-        for wheel in wheels:
-            path = os.path.join(self.folder, wheel["sha256"])
-            if not self.folder or not os.path.isdir(path):
-                raise ImportError(
-                    f"{wheel['name']} {wheel['version']} is not in this sandbox: its engine is on "
-                    "another machine, or the package was removed from the cache."
-                )
-            if path not in sys.path:
-                sys.path.append(path)
-        return wheels
+
+def add_wheels(folder: str, wheels: List[PackageWheel]) -> None:
+    """Make packages importable that are in `folder`; raises `ImportError` if one is not."""
+    for wheel in wheels:
+        path = os.path.join(folder, wheel["sha256"])
+        if not folder or not os.path.isdir(path):
+            raise ImportError(
+                f"{wheel['name']} {wheel['version']} is not in this sandbox: it was removed from "
+                "the cache, or [sandbox] packages_on_demand is off."
+            )
+        if path not in sys.path:
+            sys.path.append(path)
 
 
 def list_installed() -> Dict[str, str]:
@@ -114,6 +118,6 @@ def find_script_dependencies(code: str) -> List[str]:
 def install_packages_module(folder: str) -> Any:
     """Make the module importable; return it."""
     module = PackagesModule(PACKAGES_MODULE)
-    module.folder = folder
+    PackagesModule.folder = folder  # for skills, too, whatever code does to the module
     sys.modules[PACKAGES_MODULE] = module
     return module

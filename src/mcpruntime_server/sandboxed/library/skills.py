@@ -26,7 +26,7 @@ from types import ModuleType
 from ...protocol.library_names import SKILLS_PACKAGE
 from ...protocol.presentation import describe_error, present_value, truncate_json
 from ...protocol.suggestions import did_you_mean
-from . import tools
+from . import packages, tools
 from .planned import PlannedResult
 from .tools import HostError, host
 
@@ -209,6 +209,8 @@ def execute_skill(module: SkillModule, skill: str, answer: SkillSource) -> None:
     except (ValueError, OverflowError, RecursionError, MemoryError) as error:
         # It has NUL bytes or surrogates, or is nested too deeply.
         raise SkillUnavailableError(f"The skill {version} cannot be compiled: {error}.") from None
+    if answer.get("wheels"):
+        packages.add_wheels(packages.PackagesModule.folder, answer["wheels"])
     exec(code, module.__dict__)
     run = module.__dict__.get(ENTRY_FUNCTION)
     if run is None:
