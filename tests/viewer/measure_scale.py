@@ -63,9 +63,9 @@ async def write_session(journal: Journal, steps: int, megabytes: int) -> str:
 
 async def write_output(journal: Journal, session: str, run: str, megabytes: int) -> None:
     """Write the output of a run in chunks as a worker sends them."""
-    line = "row {:06} is \x1b[32mchecked\x1b[0m, all well\n"
-    chunk = "".join(map(line.format, range(1_500)))[:CHUNK_BYTES]
+    line = "row {:06}.{:04} is \x1b[32mchecked\x1b[0m, all well\n"
     for number in range(megabytes * 1_000_000 // CHUNK_BYTES):
+        chunk = "".join(line.format(number, place) for place in range(1_500))[:CHUNK_BYTES]
         journal.append(session, OutputWritten("stdout", chunk), run)
         if number % 50 == 0:
             await journal.flush()

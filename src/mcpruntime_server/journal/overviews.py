@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from ..errors import JournalFailed, NotFound
 from . import queries
 from .blob_store import BlobStore
 from .events import encode_json
-from .rows import RunRow, SessionRow
+from .rows import UNDONE_FLAG, SessionRow
 
 SessionState = Literal["waiting", "running", "failed", "idle"]
 
@@ -56,18 +56,16 @@ SELECT_SESSION_OVERVIEWS = f"""
     LIMIT ?3 OFFSET ?4"""  # noqa: S608 - made of constants
 CODE_START = f"""CASE WHEN json_valid(body)
     THEN substr(json_extract(body, '$.code'), 1, {MAX_CODE_CHARS}) END"""
-SELECT_RUN_FIGURES = f"""
-    SELECT run_id,
-        max(CASE WHEN kind IN ('run_started', 'run_queued') THEN {CODE_START} END),
-        sum(kind = 'call_started' AND json_extract(body, '$.in_ledger') IS NOT 0),
-        sum(CASE WHEN kind = 'files_changed' THEN max(1, coalesce(
-            (SELECT count(*) FROM json_each(body, '$.changed')), 0) + coalesce(
-            (SELECT count(*) FROM json_each(body, '$.removed')), 0)) ELSE 0 END),
-        sum(CASE WHEN kind = 'model_usage_recorded' THEN json_extract(body, '$.usd') ELSE 0 END)
-    FROM events
-    WHERE session_id = ? AND run_id IS NOT NULL AND json_valid(body) AND kind IN
-        ('run_queued', 'run_started', 'call_started', 'files_changed', 'model_usage_recorded')
-    GROUP BY run_id"""  # noqa: S608 - made of constants
+SELECT_STEP_FIGURES = """
+    SELECT id, parent_id, step, status, flags, (finished_at - started_at) * 1000 FROM runs
+    WHERE session_id = ?"""
+SELECT_RUN_COSTS = """
+    SELECT run_id, sum(json_extract(body, '$.usd')) FROM events
+    WHERE session_id = ? AND kind = 'model_usage_recorded' AND json_valid(body) GROUP BY run_id"""
+SELECT_RUN_CODE = f"""
+    SELECT {CODE_START} FROM runs JOIN events
+        ON events.session_id = runs.session_id AND sequence = first_sequence
+    WHERE runs.id = ?"""  # noqa: S608 - made of constants
 SELECT_SEARCHED = """
     SELECT run_id, kind, body, large_fields FROM events
     WHERE session_id = ?1 AND run_id IS NOT NULL
@@ -94,14 +92,20 @@ class SessionOverview:
 
 
 @dataclass(frozen=True, slots=True)
-class RunOverview:
-    """A run with its figures: calls in its ledger, changed files, and what its models cost."""
+class StepFigures:
+    """The steps of a session in columns, which are short for thousands of steps.
 
-    row: RunRow
-    code: str
-    call_count: int
-    file_count: int
-    usd: float
+    `parents` are places in the same lists, -1 if there is none. `usd` has what the models of those
+    steps cost that asked some, by place.
+    """
+
+    run_ids: list[str] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    are_undone: list[bool] = field(default_factory=list)
+    durations_ms: list[float | None] = field(default_factory=list)  # None: it is not finished
+    usd: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,25 +154,45 @@ def count_session_states(connection: Connection, principal: str) -> dict[str, in
     return counts
 
 
-def list_run_overviews(connection: Connection, session_id: str) -> list[RunOverview]:
+def load_step_figures(connection: Connection, session_id: str) -> StepFigures:
     """Return every run of a session and its ancestors, abandoned branches included.
 
-    Parents come before children.
+    Parents come before children, and what is added later comes last.
     """
     visited = queries.list_visited_runs(connection, session_id)
-    runs: dict[str, RunRow] = {}
-    figures: dict[str, tuple[str | None, int, int, float]] = {}
+    runs: dict[str, tuple[str | None, int, str, str, float | None]] = {}
+    costs: dict[str, float] = {}
     for each in dict.fromkeys(owner for _, owner in visited):
-        runs |= {row.id: row for row in queries.list_runs(connection, each)}
-        rows = connection.execute(SELECT_RUN_FIGURES, (each,))
-        figures |= {run_id: rest for run_id, *rest in rows}
-    overviews = []
-    for run_id, _ in visited:
-        code, calls, files, usd = figures.get(run_id) or ("", 0, 0, 0.0)
-        overviews.append(
-            RunOverview(runs[run_id], code or "", int(calls or 0), int(files or 0), usd or 0.0)
-        )
-    return overviews
+        runs |= {run_id: rest for run_id, *rest in connection.execute(SELECT_STEP_FIGURES, (each,))}
+        costs.update(connection.execute(SELECT_RUN_COSTS, (each,)).fetchall())
+    figures = StepFigures()
+    places: dict[str | None, int] = {}
+    for place, (run_id, _) in enumerate(visited):
+        parent, step, status, flags, duration_ms = runs[run_id]
+        places[run_id] = place
+        figures.run_ids.append(run_id)
+        figures.parents.append(places.get(parent, -1))
+        figures.steps.append(step)
+        figures.statuses.append(status)
+        figures.are_undone.append(UNDONE_FLAG in flags.split())
+        figures.durations_ms.append(duration_ms)
+        if usd := costs.get(run_id):
+            figures.usd[place] = usd
+    return figures
+
+
+def find_newest_run(connection: Connection, session_id: str) -> str | None:
+    """Return the run of a session that started last, None if it has none of its own."""
+    query = """SELECT id FROM runs WHERE session_id = ? AND step > 0
+        ORDER BY started_at DESC, rowid DESC LIMIT 1"""
+    row = connection.execute(query, (session_id,)).fetchone()
+    return None if row is None else row[0]
+
+
+def load_code_starts(connection: Connection, run_ids: Sequence[str]) -> list[str]:
+    """Return the beginning of the code of each of these runs, "" where it is not known."""
+    found = (connection.execute(SELECT_RUN_CODE, (each,)).fetchone() for each in run_ids)
+    return [row[0] or "" if row else "" for row in found]
 
 
 def search_sessions(

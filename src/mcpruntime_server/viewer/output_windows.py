@@ -1,15 +1,18 @@
 """The output of a run in windows of lines, so that a page never holds all of it.
 
 An index says in which event every line begins; it is built once for a finished run, and continued
-while a run writes. A window reads only the events that it needs.
+while a run writes. A window needs it up to its own lines only, and reads only the events that have
+them: so a page is there before it is known how many lines there are.
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import anyio
@@ -23,7 +26,7 @@ from .terminal_output import MAX_LINE_CHARS, PLAIN, TextStyle, render_line, skip
 WINDOW_LINES = 400
 MAX_INDEXES = 32
 MAX_KEPT_LINE_CHARS = MAX_LINE_CHARS * 4  # escape sequences included
-MAX_INDEX_PAGE_EVENTS = 500
+MAX_INDEX_PAGE_EVENTS = 64  # that one read of the journal adds to an index; up to 4 MB
 
 
 class OutputStart(NamedTuple):
@@ -43,8 +46,8 @@ class OutputIndex:
     line: int = 1
     is_line_open: bool = False
     style: TextStyle = PLAIN
-    byte_count: int = 0
     dropped_bytes: int = 0
+    is_built: bool = False  # it once had everything; the run may have written more since
     lock: anyio.Lock = field(default_factory=anyio.Lock)  # of the request that continues it
 
     @property
@@ -63,7 +66,6 @@ class OutputIndex:
             self.is_line_open = not text.endswith("\n")
         if "\x1b" in text:
             self.style = skip_styles(text, self.style)
-        self.byte_count += len(text)
         self.dropped_bytes += stored.event.dropped_bytes
 
 
@@ -78,12 +80,11 @@ class OutputLine:
 
 @dataclass(frozen=True)
 class OutputWindow:
-    """Some lines of a run's output, and how much there is."""
+    """Some lines of a run's output, and how much there is; None: that is not known yet."""
 
     lines: tuple[OutputLine, ...]
-    line_count: int
-    byte_count: int
-    dropped_bytes: int
+    line_count: int | None
+    dropped_bytes: int = 0
 
     @property
     def first(self) -> int:
@@ -103,7 +104,7 @@ class OutputWindow:
     @property
     def has_later(self) -> bool:
         """Whether there are lines behind."""
-        return self.last < self.line_count
+        return self.line_count is None or self.last < self.line_count
 
 
 class OutputReader:
@@ -113,11 +114,37 @@ class OutputReader:
         self._journal = journal
         self._indexes: OrderedDict[str, OutputIndex] = OrderedDict()  # by run
 
+    async def read_soon(self, run: RunRow) -> OutputWindow:
+        """Return the first lines of a finished run, or the last ones of another.
+
+        They are the first ones, too, of a run whose output is long and was not read before.
+        """
+        index = self._find_index(run)
+        if not index.is_built:
+            await self._extend_index(run, index, WINDOW_LINES)
+        if index.is_built and not run.is_finished:
+            return await self.read_window(run)
+        return await self._read_lines(run, index, 1)
+
     async def read_window(self, run: RunRow, first: int | None = None) -> OutputWindow:
         """Return the lines from number `first`; without it, the last ones."""
-        index = await self._load_index(run)
+        index = self._find_index(run)
+        last = sys.maxsize if first is None else first + WINDOW_LINES
+        while await self._extend_index(run, index, last):
+            pass  # in a worker thread; other requests come between two pages
         if first is None:
             first = index.line_count - WINDOW_LINES + 1
+        return await self._read_lines(run, index, first)
+
+    async def measure(self, run: RunRow) -> OutputWindow:
+        """Return a window without lines, which says how much there is."""
+        index = self._find_index(run)
+        while await self._extend_index(run, index, sys.maxsize):
+            pass
+        return OutputWindow((), index.line_count, index.dropped_bytes)
+
+    async def _read_lines(self, run: RunRow, index: OutputIndex, first: int) -> OutputWindow:
+        """Return the lines from number `first` of an output as far as its index goes."""
         first = min(max(first, 1), max(index.line_count, 1))
         place = max(bisect_right(index.starts, first, key=lambda each: each.line) - 1, 0)
         # The line may have begun in an earlier event that ends in the same line.
@@ -125,31 +152,48 @@ class OutputReader:
             place -= 1
         lines: tuple[OutputLine, ...] = ()
         if index.starts:
-            start = index.starts[place]
+            start, until = index.starts[place], index.sequence
 
             def read(_: RunRow, stored: Iterator[StoredEvent]) -> tuple[OutputLine, ...]:
-                return collect_lines(stored, start, first, index.sequence)
+                return collect_lines(stored, start, first, until)
 
             after = start.sequence - 1
             lines = await self._journal.scan_run_events(run.id, after, read, OutputWritten)
-        return OutputWindow(lines, index.line_count, index.byte_count, index.dropped_bytes)
+        line_count = index.line_count if index.is_built else None
+        return OutputWindow(lines, line_count, index.dropped_bytes)
 
-    async def _load_index(self, run: RunRow) -> OutputIndex:
+    def _find_index(self, run: RunRow) -> OutputIndex:
         index = self._indexes.setdefault(run.id, OutputIndex())
         self._indexes.move_to_end(run.id)
         if len(self._indexes) > MAX_INDEXES:
             self._indexes.popitem(last=False)
+        return index
 
-        def extend(_: RunRow, stored: Iterator[StoredEvent]) -> list[StoredEvent]:
-            return [each for each, _ in zip(stored, range(MAX_INDEX_PAGE_EVENTS), strict=False)]
+    async def _extend_index(self, run: RunRow, index: OutputIndex, last: int) -> bool:
+        """Add some events to an index; return whether it lacks some of those up to line `last`.
+
+        One that has had everything gets all that the run has written since.
+        """
+        if index.is_built:
+            last = sys.maxsize
+            if run.is_finished:
+                return False
+
+        def extend(_: RunRow, stored: Iterator[StoredEvent]) -> bool:
+            for each in islice(stored, MAX_INDEX_PAGE_EVENTS):
+                if index.line > last:
+                    return False
+                index.add(each)
+            return next(stored, None) is None
 
         async with index.lock:
-            while page := await self._journal.scan_run_events(
+            if index.line > last:
+                return False
+            is_end = await self._journal.scan_run_events(
                 run.id, index.sequence, extend, OutputWritten
-            ):
-                for each in page:
-                    index.add(each)
-        return index
+            )
+            index.is_built |= is_end
+        return not is_end and index.line <= last
 
 
 def collect_lines(

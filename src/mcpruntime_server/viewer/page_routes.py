@@ -24,6 +24,7 @@ from .page_rendering import STATIC_PATH, PageRenderer
 from .saving_pages import SavingPages
 from .session_pages import SessionListPages
 from .skill_pages import SkillPages
+from .step_lists import StepLists
 from .step_pages import StepPages
 from .viewer_services import ViewerServices
 from .web_access import LOGIN_PATH, PageHandler, WebAccess
@@ -46,18 +47,20 @@ class PageRoute:
 
 def list_page_routes(services: ViewerServices) -> list[PageRoute]:
     """Return the addresses of all pages and of their parts."""
-    sessions, steps = SessionListPages(services), StepPages(services)
+    sessions, steps, lists = SessionListPages(services), StepPages(services), StepLists(services)
     approvals, files, skills = ApprovalPages(services), FilePages(services), SkillPages(services)
     saving = SavingPages(services)
     session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
     return [
         PageRoute("/", sessions.show_sessions),
         PageRoute(session_path, steps.show_session),
-        PageRoute(f"{session_path}/steps", compress(steps.list_steps), is_page=False),
+        PageRoute(f"{session_path}/steps", compress(lists.list_steps), is_page=False),
+        PageRoute(f"{session_path}/steps/rows", compress(lists.list_rows), is_page=False),
         PageRoute(f"{session_path}/changes", steps.follow_session, is_page=False),
         PageRoute(step_path, steps.show_step),
         PageRoute(f"{step_path}/panel", compress(steps.show_panel)),
         PageRoute(f"{step_path}/output", compress(steps.show_output)),
+        PageRoute(f"{step_path}/output/size", steps.measure_output, is_page=False),
         PageRoute(f"{step_path}/file", files.download_file),
         PageRoute(f"{step_path}/diff", compress(files.show_diff)),
         PageRoute(f"{step_path}/skill", compress(saving.preview_skill), RUN),

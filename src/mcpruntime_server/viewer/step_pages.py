@@ -4,46 +4,24 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from ..errors import NotFound
 from ..journal import overviews
 from ..journal.events import FileEntry, FilesChanged, MediaEntry, RunFinished
-from ..journal.overviews import RunOverview
-from ..journal.rows import UNDONE_FLAG, RunRow, SessionRow
-from ..runtime.run_history import first_code_line
+from ..journal.rows import RunRow, SessionRow
 from ..runtime.run_report import validate_media
-from ..service.authentication import find_principal
 from .output_windows import OutputReader, OutputWindow
 from .page_rendering import PAGE_SECURITY_HEADERS, missing_page
+from .page_text import write_count, write_size
 from .session_stream import build_session_stream
 from .step_views import SAFE_IMAGE_TYPES, StepView, build_step_view
 from .viewer_services import ViewerServices
 
 MAX_LINE_DIGITS = 10
-
-
-@dataclass(frozen=True)
-class StepItem:
-    """A step in the list of a session, as the scripts of its page get it."""
-
-    run: str
-    parent: str | None
-    step: int
-    status: str
-    is_undone: bool
-    is_current: bool  # it leads to the state that the session has now
-    is_inherited: bool  # it belongs to the session that this one was forked from
-    code: str
-    started_at: float
-    duration_ms: float | None
-    calls: int
-    files: int
-    usd: float
 
 
 @dataclass(frozen=True)
@@ -72,9 +50,9 @@ class StepPages:
 
     async def show_session(self, request: Request) -> Response:
         """Return the page of a session, which shows its last step."""
-        session = await self._find_session(request)
-        runs = await self._journal.list_runs(session.id)
-        selected = pick_run(session, runs)
+        session = await self._services.find_session(request)
+        newest = await self._journal.read(lambda rows: overviews.find_newest_run(rows, session.id))
+        selected = newest or session.tip
         if selected is not None:
             address = f"/s/{session.id}/{selected}"
             return RedirectResponse(address, 303, {"Cache-Control": "no-store"})
@@ -83,7 +61,7 @@ class StepPages:
 
     async def show_step(self, request: Request) -> Response:
         """Return the page of a session with a step selected."""
-        session = await self._find_session(request)
+        session = await self._services.find_session(request)
         step = await self._load_step(request)
         origin = None
         if session.origin is not None:
@@ -99,7 +77,7 @@ class StepPages:
 
     async def show_panel(self, request: Request) -> Response:
         """Return the part of the page that shows a step."""
-        session = await self._find_session(request)
+        session = await self._services.find_session(request)
         step = await self._load_step(request)
         output = await self._read_output(request, step.run)
         heading = SessionHeading(session, session.run_count, None)
@@ -112,13 +90,6 @@ class StepPages:
         context = self._services.access.describe_request(request)
         return self._services.renderer.render_page(context, template, **values)
 
-    async def _find_session(self, request: Request) -> SessionRow:
-        handle = request.path_params["session"]
-        try:
-            return await self._journal.find_session(handle, find_principal(request.scope))
-        except NotFound:
-            raise missing_page("session of that name") from None
-
     async def _load_step(self, request: Request) -> StepView:
         row, owner = await self._services.find_run(request)
         damage: list[str] = []
@@ -130,16 +101,9 @@ class StepPages:
 
     # parts of it ----------------------------------------------------------------------------------
 
-    async def list_steps(self, request: Request) -> Response:
-        """Return the steps of a session for its scripts."""
-        session = await self._find_session(request)
-        runs = await self._journal.read(lambda rows: overviews.list_run_overviews(rows, session.id))
-        items = [asdict(each) for each in list_step_items(session, runs)]
-        return JSONResponse({"tip": session.tip, "steps": items}, headers=PAGE_SECURITY_HEADERS)
-
     async def follow_session(self, request: Request) -> Response:
         """Stream the changes of a session: its page then loads what it shows again."""
-        session = await self._find_session(request)
+        session = await self._services.find_session(request)
         return build_session_stream(self._journal, session, self._services.api.is_stopping)
 
     async def show_output(self, request: Request) -> Response:
@@ -155,7 +119,21 @@ class StepPages:
         line = request.query_params.get("line", "")
         if line.isdecimal() and len(line) <= MAX_LINE_DIGITS:
             return await self._output.read_window(row, int(line))
-        return await self._output.read_window(row, None if not row.is_finished else 1)
+        if line == "last":
+            return await self._output.read_window(row)
+        return await self._output.read_soon(row)
+
+    async def measure_output(self, request: Request) -> Response:
+        """Return how many lines the output of a run has, which takes long if it is long."""
+        row, _ = await self._services.find_run(request)
+        size = await self._output.measure(row)
+        dropped = f"{write_size(size.dropped_bytes)} were not recorded."
+        document = {
+            "count": size.line_count,
+            "counted": write_count(size.line_count or 0, "line"),
+            "dropped": dropped if size.dropped_bytes else "",
+        }
+        return JSONResponse(document, headers=PAGE_SECURITY_HEADERS)
 
     async def send_media(self, request: Request) -> Response:
         """Return an image that the code has shown; other media is saved and not shown."""
@@ -180,37 +158,3 @@ class StepPages:
 def pick_run(session: SessionRow, runs: Sequence[RunRow]) -> str | None:
     """Return the run that the page of a session shows first: the newest, or else its tip."""
     return runs[-1].id if runs else session.tip
-
-
-def list_step_items(session: SessionRow, runs: Sequence[RunOverview]) -> list[StepItem]:
-    """Return the steps of a session, parents before children."""
-    parents = {each.row.id: each.row.parent_id for each in runs}
-    current: set[str] = set()
-    run_id = session.tip
-    while run_id in parents and run_id not in current:
-        current.add(run_id)
-        run_id = parents[run_id]
-    return [build_step_item(session, each, current) for each in runs]
-
-
-def build_step_item(session: SessionRow, overview: RunOverview, current: set[str]) -> StepItem:
-    """Return a step for the list."""
-    row = overview.row
-    duration_ms = None
-    if row.finished_at is not None:
-        duration_ms = max((row.finished_at - row.started_at) * 1_000, 0.0)
-    return StepItem(
-        run=row.id,
-        parent=row.parent_id,
-        step=row.step,
-        status=row.status,
-        is_undone=UNDONE_FLAG in row.flags,
-        is_current=row.id in current,
-        is_inherited=row.session_id != session.id,
-        code=first_code_line(overview.code),
-        started_at=row.started_at,
-        duration_ms=duration_ms,
-        calls=overview.call_count,
-        files=overview.file_count,
-        usd=overview.usd,
-    )

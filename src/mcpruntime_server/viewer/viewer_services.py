@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from ..capabilities.skills.saving import SkillSaver
+from ..errors import NotFound
 from ..journal.rows import RunRow, SessionRow
 from ..journal.store import Journal
 from ..runtime.run_history import find_own_run
 from ..service.api_services import ApiServices
 from ..service.authentication import find_principal
-from .page_rendering import LIST_REMEDY, PageRenderer
+from .page_rendering import LIST_REMEDY, PageRenderer, missing_page
 from .web_access import WebAccess
 
 
@@ -30,6 +31,14 @@ class ViewerServices:
     def journal(self) -> Journal:
         """Where everything is recorded."""
         return self.api.runtime.journal
+
+    async def find_session(self, request: Request) -> SessionRow:
+        """Return the session of the address, which is the caller's."""
+        handle = request.path_params["session"]
+        try:
+            return await self.journal.find_session(handle, find_principal(request.scope))
+        except NotFound:
+            raise missing_page("session of that name") from None
 
     async def find_run(self, request: Request) -> tuple[RunRow, SessionRow]:
         """Return the run of the address and its session; both are the caller's."""

@@ -1,7 +1,7 @@
 // The output of a step: more lines are loaded where the reader gets to.
 
 import { find, findAll } from "./dom.js";
-import { loadDocument } from "./http.js";
+import { loadDocument, loadJson } from "./http.js";
 
 const MAX_LINES = 2_000; // that are kept in the page
 const NEAR_PX = 600;
@@ -28,6 +28,19 @@ export class OutputView {
       }
     });
     this.#watch();
+    if (element.dataset.isUnmeasured) this.#measure();
+  }
+
+  /** Say how many lines there are, which the server did not know yet. */
+  async #measure() {
+    const size = await loadJson(`${this.#element.dataset.output}/size`).catch(() => null);
+    if (!size || !this.#element.isConnected) return;
+    delete this.#element.dataset.isUnmeasured;
+    const section = this.#element.closest("section");
+    find("[data-line-count]", section).textContent = size.counted;
+    const dropped = find("[data-dropped]", section);
+    dropped.hidden = !size.dropped;
+    dropped.textContent = size.dropped;
   }
 
   get isAtEnd() {
@@ -35,21 +48,24 @@ export class OutputView {
     return scrollTop + clientHeight >= scrollHeight - 8;
   }
 
-  scrollToEnd() {
+  async scrollToEnd() {
+    if (this.#element.dataset.isUnmeasured) await this.#load("last");
     this.#element.scrollTop = this.#element.scrollHeight;
   }
 
   /** Show a line, loading the lines around it if it is not here. */
   async showLine(number) {
     if (!find(`#O${number}`, this.#element)) {
-      const first = Math.max(number - 50, 1);
-      const page = await loadDocument(`${this.#element.dataset.output}?line=${first}`);
-      const loaded = find(".output", page);
-      this.#element.replaceChildren(...document.adoptNode(loaded).childNodes);
-      Object.assign(this.#element.dataset, loaded.dataset);
-      this.#watch();
+      await this.#load(Math.max(number - 50, 1));
     }
     return find(`#O${number}`, this.#element);
+  }
+
+  async #load(line) {
+    const page = await loadDocument(`${this.#element.dataset.output}?line=${line}`);
+    const loaded = find(".output", page);
+    this.#element.replaceChildren(...document.adoptNode(loaded).childNodes);
+    this.#watch();
   }
 
   #watch() {

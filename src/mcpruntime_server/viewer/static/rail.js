@@ -1,10 +1,11 @@
 // The list of steps with the branches drawn beside it; only the rows in view exist.
 
-import { draw, make } from "./dom.js";
+import { draw, find, make } from "./dom.js";
 import { formatDuration } from "./formats.js";
 
 const ROW_PX = 30;
 const EXTRA_ROWS = 12;
+const SETTLE_MS = 60; // before rows are loaded while somebody scrolls
 const LANE_PX = 13;
 const LANE_START_PX = 10;
 
@@ -12,9 +13,15 @@ export class Rail {
   #list = null;
   #selected = -1;
   #rows = new Map();
+  #data;
+  #addressOf;
+  #waiting = 0;
 
-  constructor(element, onSelect) {
+  /** `data` has the run and the code of the rows, `addressOf` returns the address of a run. */
+  constructor(element, data, addressOf, onSelect) {
     this.element = element;
+    this.#data = data;
+    this.#addressOf = addressOf;
     this.body = make("div", { className: "rail-body" });
     element.replaceChildren(this.body);
     element.addEventListener("scroll", () => this.#render(), { passive: true });
@@ -27,9 +34,8 @@ export class Rail {
     });
   }
 
-  show(list, addressOf) {
+  show(list) {
     this.#list = list;
-    this.addressOf = addressOf;
     this.body.style.height = `${list.length * ROW_PX}px`;
     this.#rows.forEach((row) => row.remove());
     this.#rows.clear();
@@ -66,6 +72,23 @@ export class Rail {
         this.body.append(row);
       }
     }
+    clearTimeout(this.#waiting);
+    if (this.#isMissing(first, last)) this.#waiting = setTimeout(() => this.#fill(first, last), SETTLE_MS);
+  }
+
+  #isMissing(first, last) {
+    for (let place = first; place < last; place += 1) if (!this.#data.get(place)) return true;
+    return false;
+  }
+
+  /** Load the rows in view, and write what they are. */
+  async #fill(first, last) {
+    for (let place = first; place < last; place += 1) {
+      // A window that cannot be loaded stays as it is until somebody scrolls here again.
+      if (!this.#data.get(place) && !(await this.#data.load(place).catch(() => null))) return;
+      const row = this.#rows.get(place);
+      if (row && this.#data.get(place)) this.#describe(row, place);
+    }
   }
 
   #buildRow(place) {
@@ -73,22 +96,27 @@ export class Rail {
     const isAside = !step.is_current && step.status !== "running" && step.status !== "queued";
     const row = make(
       "a",
-      {
-        href: this.addressOf(step),
-        className: `rail-row${isAside ? " is-aside" : ""}`,
-        tabIndex: -1,
-        title: step.code,
-      },
+      { className: `rail-row${isAside ? " is-aside" : ""}`, tabIndex: -1 },
       this.#drawLanes(place, step),
       make("span", { className: "num rail-step" }, String(step.step)),
       make("span", { className: "visually-hidden" }, step.status),
-      make("code", {}, step.code || "…"),
+      make("code"),
       make("span", { className: "num rail-time" }, step.status === "running" ? "running" : formatDuration(step.duration_ms)),
     );
     row.dataset.place = place;
+    this.#describe(row, place);
     if (place === this.#selected) row.setAttribute("aria-current", "step");
     row.style.transform = `translateY(${place * ROW_PX}px)`;
     return row;
+  }
+
+  #describe(row, place) {
+    const known = this.#data.get(place);
+    const code = find("code", row);
+    code.textContent = known?.code || "…";
+    if (!known) return;
+    row.href = this.#addressOf(known.run);
+    row.title = known.code;
   }
 
   #drawLanes(place, step) {

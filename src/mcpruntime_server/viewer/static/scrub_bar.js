@@ -10,9 +10,13 @@ const FAILED = new Set(["error", "timeout", "crashed"]);
 export class ScrubBar {
   #steps = [];
   #selected = -1;
+  #rows;
+  #drawing = 0;
+  #bars = document.createElement("canvas"); // without the selection, which changes often
 
-  constructor(canvas, hint, onSelect) {
+  constructor(canvas, hint, rows, onSelect) {
     this.canvas = canvas;
+    this.#rows = rows;
     this.hint = hint;
     let isDragging = false;
     const pick = (event) => {
@@ -42,13 +46,13 @@ export class ScrubBar {
         onSelect(targets[event.key]);
       }
     });
-    new ResizeObserver(() => this.draw()).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    new ResizeObserver(() => this.#drawBars()).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#drawBars());
   }
 
   show(steps) {
     this.#steps = steps;
-    this.draw();
+    this.#drawBars();
   }
 
   select(place) {
@@ -59,7 +63,7 @@ export class ScrubBar {
       this.canvas.setAttribute("aria-valuemax", String(this.#steps.length));
       this.canvas.setAttribute("aria-valuetext", `Step ${step.step}, ${step.status}`);
     }
-    this.draw();
+    this.#drawSoon();
   }
 
   #placeAt(x) {
@@ -69,35 +73,42 @@ export class ScrubBar {
   }
 
   #showHint(x) {
-    const step = this.#steps[this.#placeAt(x)];
+    const place = this.#placeAt(x);
+    const step = this.#steps[place];
     if (!step) return;
     const cost = step.usd ? ` · ${formatMoney(step.usd)}` : "";
-    this.hint.textContent = `${step.step}  ${step.code.slice(0, 60)}  ${formatDuration(step.duration_ms)}${cost}`;
+    const code = this.#rows.get(place)?.code.slice(0, 60) ?? "";
+    this.hint.textContent = [step.step, code, `${formatDuration(step.duration_ms)}${cost}`].filter(Boolean).join("  ");
     this.hint.hidden = false;
     const half = this.hint.offsetWidth / 2;
     const left = Math.min(Math.max(x, half), this.canvas.clientWidth - half);
     this.hint.style.transform = `translateX(${left - half}px)`;
   }
 
-  draw() {
+  #drawSoon() {
+    cancelAnimationFrame(this.#drawing);
+    this.#drawing = requestAnimationFrame(() => this.#draw());
+  }
+
+  #drawBars() {
     const { canvas } = this;
     const ratio = devicePixelRatio || 1;
     const width = canvas.clientWidth;
     const height = canvas.clientHeight;
     if (!width) return;
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    const context = canvas.getContext("2d");
+    for (const each of [canvas, this.#bars]) {
+      each.width = width * ratio;
+      each.height = height * ratio;
+    }
+    const context = this.#bars.getContext("2d");
     context.scale(ratio, ratio);
     const colours = readColours(canvas);
-    const count = this.#steps.length;
-    if (!count) return;
-    const slot = width / count;
+    const slot = width / Math.max(this.#steps.length, 1);
     const gap = slot > 6 ? 2 : slot > 3 ? 1 : 0;
-    const longest = Math.max(...this.#steps.map((step) => step.duration_ms ?? 0), 1);
-    const dearest = Math.max(...this.#steps.map((step) => step.usd), 0);
+    const longest = this.#steps.reduce((most, step) => Math.max(most, step.duration_ms ?? 0), 1);
+    const dearest = this.#steps.reduce((most, step) => Math.max(most, step.usd), 0);
     const room = height - COST_PX - GAP_PX;
-    for (const [place, step] of this.#steps.entries()) {
+    const drawStep = (step, place) => {
       const heat = Math.log1p(step.duration_ms ?? longest) / Math.log1p(longest);
       const bar = room * Math.max(heat, MIN_HEIGHT);
       const x = place * slot + gap / 2;
@@ -110,15 +121,29 @@ export class ScrubBar {
         context.fillStyle = colours.cost;
         roundedBar(context, x, height - COST_PX, span, COST_PX);
       }
-    }
-    context.globalAlpha = 1;
-    if (this.#selected >= 0) {
-      const x = this.#selected * slot;
-      context.fillStyle = colours.selection;
-      context.fillRect(x, 0, Math.max(slot, 2), height);
-      context.fillStyle = colours.accent;
-      context.fillRect(x + Math.max(slot, 2) / 2 - 1, 0, 2, height);
-    }
+    };
+    // Where steps are narrower than a pixel, a failure must not be hidden by its neighbours.
+    this.#steps.forEach((step, place) => FAILED.has(step.status) || drawStep(step, place));
+    this.#steps.forEach((step, place) => FAILED.has(step.status) && drawStep(step, place));
+    this.#draw();
+  }
+
+  #draw() {
+    const { canvas } = this;
+    const context = canvas.getContext("2d");
+    context.resetTransform();
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    if (this.#bars.width) context.drawImage(this.#bars, 0, 0);
+    if (this.#selected < 0 || !this.#steps.length) return;
+    const ratio = devicePixelRatio || 1;
+    context.scale(ratio, ratio);
+    const { accent, selection } = readColours(canvas);
+    const slot = canvas.clientWidth / this.#steps.length;
+    const x = this.#selected * slot;
+    context.fillStyle = selection;
+    context.fillRect(x, 0, Math.max(slot, 2), canvas.clientHeight);
+    context.fillStyle = accent;
+    context.fillRect(x + Math.max(slot, 2) / 2 - 1, 0, 2, canvas.clientHeight);
   }
 }
 

@@ -12,7 +12,7 @@ import { startQuestions } from "./questions.js";
 import { Rail } from "./rail.js";
 import { startSaving } from "./saving.js";
 import { ScrubBar } from "./scrub_bar.js";
-import { StepList } from "./step_list.js";
+import { readSteps, StepList, StepRows } from "./step_list.js";
 import { showTimes } from "./viewer.js";
 
 const SETTLE_MS = 45; // before the panel of a step is loaded while somebody scrubs
@@ -21,43 +21,72 @@ const MAX_KEPT_PANELS = 80;
 const page = find("[data-session]");
 const session = page.dataset.session;
 const frame = find("[data-panel]");
-const addressOf = (step) => `/s/${session}/${step.run}`;
+const addressOf = (run) => `/s/${session}/${run}`;
 
 let list = new StepList([]);
 let selected = -1;
 let output = null;
 let loading = null;
 let settling = 0;
+let direction = 1; // in which somebody goes through the steps
 let isFollowing = false; // the newest step is selected, and the next one will be
 const panels = new Map(); // of finished steps, by run
+const rows = new StepRows(`/s/${session}/steps/rows`);
 
 const select = (place) => selectStep(place);
-const rail = new Rail(find("[data-rail]"), select);
-const scrub = new ScrubBar(find("[data-scrub]"), find("[data-scrub-hint]"), select);
+const rail = new Rail(find("[data-rail]"), rows, addressOf, select);
+const scrub = new ScrubBar(find("[data-scrub]"), find("[data-scrub-hint]"), rows, select);
 
 // selecting a step ------------------------------------------------------------------------------
 
 function selectStep(place, { isSettled = false } = {}) {
   if (place < 0 || place >= list.length || place === selected) return;
+  direction = place < selected ? -1 : 1;
   selected = place;
-  const step = list.steps[place];
   isFollowing = place === list.length - 1;
-  page.dataset.run = step.run;
-  history.replaceState(null, "", addressOf(step));
   rail.select(place);
   scrub.select(place);
   markButtons();
   clearTimeout(settling);
-  const known = panels.get(step.run);
-  if (known) showPanel(known, step.run);
-  else settling = setTimeout(() => loadPanel(step.run), isSettled ? 0 : SETTLE_MS);
+  loading?.abort();
+  const row = rows.get(place);
+  page.dataset.run = row?.run ?? "";
+  const known = row && panels.get(row.run);
+  if (known) showPanel(known, row.run);
+  settling = setTimeout(() => settle(place), isSettled || known ? 0 : SETTLE_MS);
+}
+
+/** Load what belongs to the step at which somebody has stopped. */
+async function settle(place) {
+  try {
+    const { run } = await rows.load(place);
+    if (selected !== place) return;
+    page.dataset.run = run;
+    history.replaceState(null, "", addressOf(run)); // browsers allow few changes a second
+    const known = panels.get(run); // it may have come meanwhile
+    if (!known) await loadPanel(run);
+    else if (find(".panel", frame) !== known) showPanel(known, run);
+  } catch (error) {
+    if (selected === place) showProblem(error.message);
+    return;
+  }
+  if (selected === place) await prefetch(place + direction);
+}
+
+/** Load the step that probably comes next, so that it is there at once. */
+async function prefetch(place) {
+  if (place < 0 || place >= list.length || isLive(list.steps[place])) return;
+  const row = await rows.load(place).catch(() => null);
+  if (!row || panels.has(row.run)) return;
+  const loaded = await loadDocument(`${addressOf(row.run)}/panel`).catch(() => null);
+  if (loaded && !panels.has(row.run)) keepPanel(document.adoptNode(find(".panel", loaded)), row.run);
 }
 
 async function loadPanel(run) {
   loading?.abort();
   const request = (loading = new AbortController());
   try {
-    const loaded = await loadDocument(`/s/${session}/${run}/panel`, request.signal);
+    const loaded = await loadDocument(`${addressOf(run)}/panel`, request.signal);
     if (page.dataset.run === run) showPanel(find(".panel", loaded), run);
   } catch (error) {
     if (error.name !== "AbortError" && page.dataset.run === run) showProblem(error.message);
@@ -118,15 +147,18 @@ function markButtons() {
 // the steps ---------------------------------------------------------------------------------------
 
 async function loadSteps() {
-  const { steps } = await loadJson(`/s/${session}/steps`);
-  const isNew = steps.length > list.length && list.length > 0;
+  const run = page.dataset.run || rows.get(selected)?.run || "";
+  const columns = await loadJson(`/s/${session}/steps?run=${run}`);
+  const isNew = columns.steps.length > list.length && list.length > 0;
+  const steps = readSteps(columns);
   list = new StepList(steps);
-  rail.show(list, addressOf);
+  rows.add(columns.window);
+  rail.show(list);
   scrub.show(steps);
   if (isNew && isFollowing) {
     selectStep(list.length - 1, { isSettled: true });
   } else {
-    selected = list.placeOf(page.dataset.run);
+    if (page.dataset.run) selected = rows.placeOf(page.dataset.run);
     if (selected < 0 && list.length) selectStep(list.length - 1, { isSettled: true });
     isFollowing = selected === list.length - 1;
     rail.select(selected);
@@ -134,9 +166,10 @@ async function loadSteps() {
   }
   markButtons();
   showTotals(steps);
-  const isLive = steps.some((step) => step.status === "running" || step.status === "queued");
-  find("[data-live]").hidden = !isLive;
+  find("[data-live]").hidden = !steps.some(isLive);
 }
+
+const isLive = (step) => step.status === "running" || step.status === "queued";
 
 function showTotals(steps) {
   const time = steps.reduce((sum, step) => sum + (step.duration_ms ?? 0), 0);
@@ -150,10 +183,9 @@ function showTotals(steps) {
 async function catchUp() {
   await loadSteps();
   const panel = find(".panel", frame);
-  const step = list.steps[selected];
-  const isStale = panel && step && panel.dataset.run === step.run &&
-    (panel.dataset.isLive || panel.dataset.status === "waiting");
-  if (isStale || !panel) await loadPanel(page.dataset.run);
+  const { run } = page.dataset;
+  const isStale = panel?.dataset.run === run && (panel.dataset.isLive || panel.dataset.status === "waiting");
+  if (run && (isStale || !panel)) await loadPanel(run);
 }
 
 // what people do ------------------------------------------------------------------------------------

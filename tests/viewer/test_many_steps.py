@@ -1,0 +1,106 @@
+"""The page of a session with many steps, whose rows come in windows, and with long output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from mcpruntime_server.journal import overviews
+from mcpruntime_server.journal.store import open_journal
+from mcpruntime_server.viewer.step_lists import WINDOW_ROWS, build_columns
+
+from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.server_connection import write_settings
+from .conftest import CHROMIUM, TIMEOUT_MS
+from .measure_scale import write_session
+
+STEPS = WINDOW_ROWS * 4 + 20
+MEGABYTES = 6  # more than a page reads before it is there
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed: run scripts/test-browser")
+    folder = tmp_path_factory.mktemp("many")
+    settings = write_settings(folder, sandbox={"backend": "local", "pool_size": 0})
+    async with open_journal(folder / "data") as journal:
+        await write_session(journal, STEPS, MEGABYTES)
+    async with open_http_service(settings, "--no-auth") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def page(service: HttpService) -> AsyncIterator[Page]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = await browser.new_page(base_url=service.url.removesuffix("/mcp"))
+        opened.set_default_timeout(TIMEOUT_MS)
+        yield opened
+        await browser.close()
+
+
+async def test_rows_come_where_somebody_looks(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto("/s/s_scale")
+    await expect(page.locator(".panel h2")).to_have_text(f"Step {STEPS}")
+    await expect(page.locator("[data-totals]")).to_contain_text(f"{STEPS} steps")
+    rows = page.locator(".rail-row")
+    await expect(rows.last).to_contain_text(f"total_{STEPS} =")
+    assert not any("/steps/rows" in each for each in asked)
+    await page.locator("[data-rail]").evaluate("rail => rail.scrollTop = 30 * 150")
+    row = page.locator(".rail-row", has_text=re.compile(r"total_160 ="))
+    await expect(row).to_be_visible()
+    assert len([each for each in asked if "/steps/rows" in each]) == 1
+    await row.click()
+    await expect(page.locator(".panel h2")).to_have_text("Step 160")
+    await expect(page).to_have_url(re.compile(r"/r_00000160$"))
+    await page.reload()
+    await expect(page.locator(".rail-row[aria-current]")).to_contain_text("total_160 =")
+
+
+async def test_a_jump_shows_the_step_and_its_neighbours_are_there_at_once(page: Page) -> None:
+    await page.goto("/s/s_scale")
+    await expect(page.locator(".rail-row").first).to_be_visible()
+    await page.focus("[data-scrub]")
+    await page.keyboard.press("Home")
+    await expect(page.locator(".panel h2")).to_have_text("Step 1")
+    async with page.expect_response("**/r_00000003/panel"):
+        await page.keyboard.press("j")
+        await expect(page.locator(".panel h2")).to_have_text("Step 2")
+    for _ in range(30):
+        await page.keyboard.press("j")
+    await expect(page.locator(".panel h2")).to_have_text("Step 32")
+    await expect(page.locator(".rail-row[aria-current]")).to_contain_text("total_32 =")
+    await expect(page).to_have_url(re.compile(r"/r_00000032$"))
+
+
+async def test_a_long_output_is_counted_and_any_line_can_be_reached(page: Page) -> None:
+    await page.goto("/s/s_scale")
+    lines = page.locator(".lines li")
+    await expect(lines.first).to_contain_text(f"step {STEPS}")
+    await expect(page.locator("[data-line-count]")).to_have_text(re.compile(r"^\d{3},\d{3} lines$"))
+    await page.locator(".output").evaluate("output => output.scrollTop = 1e9")
+    await expect(page.locator("#O401")).to_be_attached()
+    await page.goto("/s/s_scale#O100000")
+    await page.reload()
+    await expect(page.locator("#O100000")).to_be_in_viewport()
+    await expect(page.locator("#O100000")).to_have_class(re.compile("is-target"))
+
+
+async def test_figures_are_columns_of_differences(tmp_path: Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        last = await write_session(journal, 3, 0)
+        figures = await journal.read(lambda rows: overviews.load_step_figures(rows, "s_scale"))
+        code = await journal.read(lambda rows: overviews.load_code_starts(rows, [last, "r_none"]))
+    columns = build_columns(figures, last)
+    assert columns["steps"] == [1, 1, 1]
+    assert columns["parents"] == [0, 1, 1]
+    assert columns["status_names"] == ["ok"]
+    assert columns["tip"] == 2
+    assert code == ["total_3 = 3 * 2\nprint('step 3')\ntotal_3", ""]
