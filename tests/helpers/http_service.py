@@ -38,6 +38,15 @@ class HttpService:
     def data_dir(self) -> Path:
         return self.settings.parent / "data"
 
+    @property
+    def server_pid(self) -> int:
+        """The process of a server on the data folder; that of this one, if there is no other."""
+        return int(next((self.data_dir / "servers").glob("*.lock")).read_text())
+
+    def count_open_files(self) -> int:
+        """Return how many files and connections the server has open."""
+        return len(os.listdir(f"/proc/{self.server_pid}/fd"))
+
     def create_token(self, name: str, *options: str) -> str:
         done = run_command("--config", self.settings, "token", "create", name, *options)
         assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -57,14 +56,9 @@ async def answer_to(service: HttpService, request: bytes) -> bytes:
     return answer
 
 
-def open_files(service: HttpService) -> int:
-    server = next((service.data_dir / "servers").glob("*.lock")).read_text()
-    return len(os.listdir(f"/proc/{int(server)}/fd"))
-
-
 async def test_idle_connections_keep_nobody_out(service: HttpService, ann: str) -> None:
     http_connections.allow_many_files()
-    before = open_files(service)
+    before = service.count_open_files()
     async with AsyncExitStack() as idle:
         for number in range(IDLE_CONNECTIONS + 50):
             stream = await idle.enter_async_context(await connect(service))
@@ -72,14 +66,14 @@ async def test_idle_connections_keep_nobody_out(service: HttpService, ann: str) 
         for _ in range(3):
             async with service.connect(ann) as client:
                 assert (await client.run("1 + 1")).value == 2
-        assert open_files(service) < before + MAX_CONNECTIONS + 100
+        assert service.count_open_files() < before + MAX_CONNECTIONS + 100
     with anyio.fail_after(TEST_TIMEOUT_S):
-        while open_files(service) > before + 20:  # noqa: ASYNC110
+        while service.count_open_files() > before + 20:  # noqa: ASYNC110
             await anyio.sleep(0.05)
 
 
 async def test_clients_that_leave_take_everything_with_them(service: HttpService, ann: str) -> None:
-    before = open_files(service)
+    before = service.count_open_files()
     for number in range(200):
         stream = await connect(service)
         await stream.send(UNFINISHED[number % len(UNFINISHED)] or b"\r\n")
@@ -87,7 +81,7 @@ async def test_clients_that_leave_take_everything_with_them(service: HttpService
     async with service.http(ann) as http:
         assert (await post(http, service.url)).status_code == 200
     with anyio.fail_after(TEST_TIMEOUT_S):
-        while open_files(service) > before + 20:  # noqa: ASYNC110
+        while service.count_open_files() > before + 20:  # noqa: ASYNC110
             await anyio.sleep(0.05)
 
 

@@ -25,6 +25,8 @@ from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK
 
+LARGE_BYTES = 32 << 20  # more than fits into the buffers of a connection
+FLOOD = "for n in range(4_000): print(f'{n:06d}' + 'x' * 2_500)"
 TOKEN_LIFETIME_S = 5.0  # long enough to open a stream on a busy machine
 EVERYTHING = """\
 from tools.counted import count, put
@@ -305,6 +307,36 @@ async def test_a_stream_ends_when_its_token_expires(service: HttpService, tmp_pa
             assert (await api.read_events(run))[-1].data["status"] == "ok"
 
 
+@pytest.mark.parametrize("kind", ["file", "events"])
+async def test_a_client_that_reads_nothing_loses_its_connection_with_its_token(
+    service: HttpService, kind: str
+) -> None:
+    """A download, or a stream that is behind, ends in the middle; another token gets all of it."""
+    tokens = TokenStore(service.data_dir)
+    token, other = service.create_token("dan"), service.create_token("dan")
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        async with connect_api(service, token) as api, connect_api(service, other) as whole:
+            code = f"import os; open('large', 'wb').write(bytes({LARGE_BYTES}))\n{FLOOD}"
+            run = (await api.execute(code, session=f"large {kind}"))[0].data
+            paths = {
+                "file": f"/sessions/{run['session']}/files/large",
+                "events": f"/runs/{run['run']}/events",
+            }
+            address = api.base + paths[kind]
+            async with api.http.stream("GET", address) as response:
+                chunks = response.aiter_bytes()
+                received = len(await anext(chunks))
+                open_files = service.count_open_files()
+                tokens.revoke_token(token.split("_")[1])
+                while service.count_open_files() >= open_files:  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+                with suppress(httpx2.RemoteProtocolError, httpx2.ReadError):
+                    async for chunk in chunks:
+                        received += len(chunk)
+            assert 0 < received < len((await whole.http.get(address)).content)
+            assert b"ERROR" not in service.log
+
+
 async def lose_request(service: HttpService, token: str, code: str, progress: Any) -> None:
     """Run code over MCP until the token is no longer valid."""
     async with service.connect(token) as client:
@@ -314,16 +346,13 @@ async def lose_request(service: HttpService, token: str, code: str, progress: An
 
 # readers ------------------------------------------------------------------------------------------
 
-FLOOD = "for n in range(4_000): print(f'{n:06d}' + 'x' * 2_500)"
-
 
 async def test_a_client_that_stops_reading_stalls_nobody(
     service: HttpService, api: ApiClient
 ) -> None:
     started = await api.execute("1", session="flood")
-    pid = int(next((service.data_dir / "servers").glob("*.lock")).read_text())
     assert started
-    before = measure_memory(pid)
+    before = measure_memory(service.server_pid)
     async with AsyncExitStack() as stalled:
         body = {"code": FLOOD, "session": "flood"}
         first = api.http.stream("POST", f"{api.base}/execute/stream", json=body)
@@ -333,7 +362,7 @@ async def test_a_client_that_stops_reading_stalls_nobody(
             other = api.http.stream("GET", f"{api.base}/runs/{run}/events")
             await stalled.enter_async_context(other)
         events = await api.read_events(run)
-        growth = measure_memory(pid) - before
+        growth = measure_memory(service.server_pid) - before
         text = join_output(events)
         assert text == "".join(f"{n:06d}{'x' * 2_500}\n" for n in range(4_000))
         assert events[-1].data["status"] == "ok"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,6 +30,7 @@ from ..server.test_lifecycle import containers
 from .test_http import ACCEPT, ERAS, INITIALIZE, post
 
 ANNS = f"{'0' * 32}{principal_digest('ann', '0' * 32)}."
+END_SIGNALS = {"stopped": signal.SIGTERM, "killed": signal.SIGKILL}
 SLOW = "import time\nfor n in range(99): print(n, flush=True); time.sleep(0.05)\n'end'"
 
 
@@ -55,17 +55,12 @@ async def wait_until_gone(service: HttpService) -> None:
         await service.process.wait()
 
 
-def kill(service: HttpService) -> None:
-    for path in (service.data_dir / "servers").glob("*.lock"):
-        os.kill(int(path.read_text()), signal.SIGKILL)
-
-
 def session_for(era: str) -> str | None:
     """Name a session, or none: only the older revisions have a default one per connection."""
     return None if era == "legacy" else "work"
 
 
-@pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.parametrize("end", END_SIGNALS)
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_connected_client_continues_with_the_next_server(
     settings: Path, era: str, end: str
@@ -74,7 +69,7 @@ async def test_a_connected_client_continues_with_the_next_server(
         token = first.create_token("ann")
         async with first.connect(token, era) as client:
             before = await client.run("x = 1", session_for(era))
-            first.stop() if end == "stopped" else kill(first)
+            first.signal(END_SIGNALS[end])
             await wait_until_gone(first)
             async with open_next(settings, first):
                 after = await client.run("x + 1", session_for(era))
@@ -101,7 +96,7 @@ async def test_a_connection_that_is_opened_again_can_still_ask_its_person(tmp_pa
     assert "add x" in (tmp_path / "done").read_text()
 
 
-@pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.parametrize("end", END_SIGNALS)
 async def test_a_form_that_is_open_during_a_restart_can_be_answered(
     tmp_path: Path, end: str
 ) -> None:
@@ -131,7 +126,7 @@ async def test_a_form_that_is_open_during_a_restart_can_be_answered(
         ):
             tasks.start_soon(run_add, client)
             await asked.wait()
-            first.stop() if end == "stopped" else kill(first)
+            first.signal(END_SIGNALS[end])
             await wait_until_gone(first)
             async with open_next(settings, first):
                 restarted.set()

@@ -44,6 +44,7 @@ from ..journal.call_scope import act_for
 from ..server.connections import RESPONSE_KEY
 from .access_tokens import TOKEN_PREFIX, AccessToken, digest_token
 from .callers import LOCAL_CALLER, Caller
+from .http_connections import abort_connection
 from .issuer_tokens import IssuerTokens
 from .problems import build_problem, problem_response
 from .rate_limits import RateLimits, client_address
@@ -52,6 +53,7 @@ CALLER_KEY = "mcpruntime_server.caller"  # of the ASGI scope of a request
 AUTHORIZATION, BEARER = b"authorization", "bearer"
 CONTENT_TYPE, EVENT_STREAM = b"content-type", b"text/event-stream"
 TOKEN_CHECK_INTERVAL_S = 1.0  # of the tokens of responses that are under way
+LAST_EVENT_TIMEOUT_S = 2.0  # for a client to read until the event that says why its stream ends
 MAX_KNOWN_TOKENS = 10_000
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 
@@ -183,7 +185,7 @@ class Authentication:
         while True:
             await anyio.sleep(TOKEN_CHECK_INTERVAL_S)
             for response, token in list(self._open_responses.items()):
-                if response.can_end and not await self._is_valid(response, token):
+                if not response.is_complete and not await self._is_valid(response, token):
                     response.has_lost_token = True
                     response.cancel_scope.cancel()
 
@@ -243,11 +245,6 @@ class GuardedResponse:
     has_lost_token: bool = False
     cancel_scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
-    @property
-    def can_end(self) -> bool:
-        """Whether it can end early: its client notices, and knows why."""
-        return not self.is_complete and (self.is_stream or not self.has_started)
-
     def note_sent(self, message: Message) -> None:
         """Note what is sent."""
         if message["type"] == "http.response.start":
@@ -292,8 +289,8 @@ class ProtectedEndpoint:
             if response is None or not response.has_started:
                 await self._refuse(exc)(scope, receive, send)
             elif response.has_lost_token:
-                event = f"event: error\ndata: {build_problem(exc).model_dump_json()}\n\n"
-                await send({"type": "http.response.body", "body": event.encode()})
+                if not (response.is_stream and await send_last_event(send, exc)):
+                    await abort_connection(scope, receive)  # a file has fewer bytes than declared
             else:
                 raise
 
@@ -302,6 +299,14 @@ async def send_noted(send: Send, response: GuardedResponse, message: Message) ->
     """Send a message of a response, and note it."""
     response.note_sent(message)
     await send(message)
+
+
+async def send_last_event(send: Send, error: McpRuntimeError) -> bool:
+    """End a stream of events with an error, and return whether its client has read so far."""
+    event = f"event: error\ndata: {build_problem(error).model_dump_json()}\n\n"
+    with anyio.move_on_after(LAST_EVENT_TIMEOUT_S) as timeout:
+        await send({"type": "http.response.body", "body": event.encode()})
+    return not timeout.cancelled_caught
 
 
 def read_bearer_token(scope: RequestScope) -> str:

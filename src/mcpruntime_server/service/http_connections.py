@@ -3,7 +3,7 @@
 uvicorn lets a client take any time to send a request and to read a response, and counts connections
 that do nothing. Here a request has to arrive in `RECEIVE_TIMEOUT_S`, and a response is read within
 `UNREAD_TIMEOUT_S` of its last part. A new connection takes the place of the one that has been
-waiting for its client longest.
+waiting for its client longest. A request can close its connection (`abort_connection`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import h11
+from starlette.types import Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 1_000
@@ -26,6 +27,7 @@ LINGER_S = 2.0  # for a client to read why its request was refused
 KEEP_ALIVE_S = 60  # of a connection between two requests
 MAX_FILES = 65_536  # that the process opens, connections included
 MAX_JOINED_BYTES = 64 * 1024  # that wait for the rest of what is written in the same turn
+ABORT_KEY = "abort_connection"  # in the state of a request
 UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that has not sent all of a request
 
 
@@ -88,6 +90,7 @@ class HttpConnection(H11Protocol):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self.app_state = {**self.app_state, ABORT_KEY: self.abort}
         self.waits_since = self.loop.time()  # for its client
         self._deadline: asyncio.TimerHandle | None = None
         self._unread_deadline: asyncio.TimerHandle | None = None
@@ -109,6 +112,7 @@ class HttpConnection(H11Protocol):
         """Forget the connection."""
         self._stop_deadline()
         self._stop_unread_deadline()
+        self.app_state = {}  # it refers to the connection
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -154,6 +158,13 @@ class HttpConnection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+async def abort_connection(scope: Scope, receive: Receive) -> None:
+    """Close the connection of a request, whose response then has no end."""
+    scope["state"][ABORT_KEY]()
+    while (await receive())["type"] != "http.disconnect":
+        pass  # else uvicorn would log that the response has no end
 
 
 def close_longest_waiting(connections: Iterable[Any]) -> None:
