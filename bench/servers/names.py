@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CALL_LOG = "calls.jsonl"
 FILES_FOLDER = "files"
+REPOSITORY_FOLDER = "repository"
 DATABASE_FILE = "shop.db"
 STATE_VARIABLE, LATENCY_VARIABLE, API_VARIABLE = "BENCH_STATE", "BENCH_LATENCY_MS", "BENCH_API"
 SCENARIO_FILE, TRACE_FILE = "scenario.json", "trace.pickle"

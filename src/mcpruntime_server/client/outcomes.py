@@ -59,6 +59,7 @@ class SavedSkill:
     """A skill after `save_skill`: an active one can be imported, a draft has `reasons`."""
 
     name: str
+    version: int
     signature: str
     state: str
     reasons: tuple[str, ...]

@@ -71,6 +71,21 @@ class RuntimeClient:
         skills: list[JsonObject] = read_data(result)["skills"]
         return skills
 
+    async def save_skill(
+        self, run: str = "", *, code: str = "", name: str = "", description: str = ""
+    ) -> SavedSkill:
+        """Save a run, or code with a function `run`, as a skill; it is active once it is tested."""
+        given = {"run": run, "code": code, "name": name, "description": description}
+        arguments = {key: value for key, value in given.items() if value}
+        data = read_data(await self.call_tool("save_skill", arguments))
+        return SavedSkill(
+            data["name"],
+            data["version"],
+            data["signature"],
+            data["state"],
+            tuple(data["reasons"]),
+        )
+
     async def call_tool(
         self, tool: str, arguments: JsonObject, on_progress: ReportProgress | None = None
     ) -> CallToolResult:
@@ -204,14 +219,6 @@ class RuntimeSession:
     async def diff(self, other: RuntimeSession) -> JsonObject:
         """Return how another session differs from this one since their last common step."""
         return read_data(await self._replay("diff", other=other.name))
-
-    async def save_skill(self, run: str, name: str = "", description: str = "") -> SavedSkill:
-        """Save a run as a skill, which is active once it has passed its test."""
-        arguments = omit_none(run=run, name=name or None, description=description or None)
-        data = read_data(await self.client.call_tool("save_skill", arguments))
-        return SavedSkill(
-            data["name"], data["signature"], data["state"], tuple(data.get("reasons", ()))
-        )
 
     def _build_arguments(
         self,

@@ -41,6 +41,14 @@ class LocalFiles:
         return any(path.is_file() and is_gzip(path) for path in self.paths)
 
 
+def name_files(context: Any) -> Any:
+    """Return a path, or a list of paths, as `LocalFiles`, and any other material as it is."""
+    paths = context if isinstance(context, list | tuple) else [context]
+    if paths and all(isinstance(path, Path) for path in paths):
+        return LocalFiles(tuple(paths))
+    return context
+
+
 def is_gzip(path: Path) -> bool:
     """Return whether a file is compressed; raises `InvalidRequest`."""
     return read_file_start(path, len(GZIP_MAGIC)) == GZIP_MAGIC

@@ -31,7 +31,13 @@ from ...capabilities.llm.model_backend import ModelRequest
 from ...capabilities.llm.structured_answers import answer_request
 from ...capabilities.model_requests import Completion, Messages, ModelUsage
 from ...errors import CallFailed
-from .local_files import LocalFiles, context_size, context_text, prepare_context
+from .local_files import (
+    LocalFiles,
+    context_size,
+    context_text,
+    name_files,
+    prepare_context,
+)
 from .session_client import SessionClient
 from .task_routing import TaskRoute, choose_route, max_material_chars
 
@@ -132,8 +138,9 @@ class ReferenceAgent:
     ) -> AsyncIterator[TaskEvent]:
         """Do a task and yield its events, `TaskFinished` last.
 
-        `context` is a text, JSON data, or `LocalFiles`.
+        `context` is a text, JSON data, a path or several, or `LocalFiles`.
         """
+        context = name_files(context)
         if schema is not None:
             check_schema(schema)
         route = choose_route(

@@ -58,7 +58,7 @@ class SessionClient:
     async def save_skill(self, run_id: str) -> str:
         """Save a run as a skill and return the outcome in one line."""
         try:
-            skill = await self._session.save_skill(run_id)
+            skill = await self._client.save_skill(run_id)
         except McpRuntimeError as exc:
             return f"not saved as a skill: {exc}"
         saved = f"saved as the skill {skill.name} ({skill.state})"
