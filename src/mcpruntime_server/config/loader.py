@@ -78,7 +78,7 @@ def _variable_name(key: SettingKey) -> str:
 
 
 def load_config(
-    file: Path | None = None,
+    file: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
@@ -88,7 +88,7 @@ def load_config(
     Raises `ConfigError`, which lists every mistake.
     """
     environ = os.environ if environ is None else environ
-    source = _find_settings_file(file, environ)
+    source = _find_settings_file(Path(file) if file else None, environ)
     text = _read_settings_file(source) if source else ""
     document = _parse_toml(source, text) if source else {}
     problems: list[str] = []
