@@ -27,9 +27,10 @@ async def run_script(runtime: RuntimeClient, user: str, script: str) -> None:
     match outcome.status, outcome.error:
         case "ok", _:
             print(f"{user:5} value {outcome.value}, output {outcome.stdout!r}")
-        case status, None:
-            print(f"{user:5} {status}: {outcome.note}")
+        case "timeout", _:
+            print(f"{user:5} stopped after 3 s; what it did is undone")
         case status, error:
+            assert error is not None
             print(f"{user:5} {status} in line {error.line}: {error.type}: {error.message}")
 
 

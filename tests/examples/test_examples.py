@@ -168,7 +168,7 @@ def test_a_program_runs_the_code_of_its_users(run_example: RunExample) -> None:
     lines = {line.split()[0]: line for line in output.split("\n\n")[0].splitlines()}
     assert "value 49, output 'adding 3 prices\\n'" in lines["ann"]
     assert "error in line 2: TypeError" in lines["ben"]
-    assert "timeout" in lines["cleo"]
+    assert "stopped after 3 s" in lines["cleo"]
     assert "URLError" in lines["dan"]
     assert "PermissionError" in lines["eve"]
     assert re.search(r"\nben +value 49, output ''\n$", output)
