@@ -62,7 +62,7 @@ FORMS = {
         ).decode()
         for shift in range(3)
     },
-    "user of Basic": base64.b64encode(f"{KEY}:other".encode()).decode(),
+    "user of Basic": base64.b64encode(f"{KEY}:me".encode()).decode(),
     "password of Basic": base64.b64encode(f"other:{KEY}".encode()).decode(),
 }
 

@@ -2,34 +2,73 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from string import ascii_lowercase, ascii_uppercase, digits
 from urllib.parse import quote, quote_plus
 
-MIN_FORM_CHARS = 8
-MIN_WRAPPED_CHARS = 60  # of base64 that may be broken into lines
+MIN_ENCODED_BYTES = 6  # the base64 of fewer, of up to eight characters, occurs by chance
 MAX_SPELT_CHARS = 60  # of a credential that is looked for in rare forms, too
+BASE64_CHARS = ascii_uppercase + ascii_lowercase + digits + "+/"
 URL_SAFE = str.maketrans("+/", "-_")
-BASE64_END = r"[A-Za-z0-9+/_-]{0,4}={0,2}"  # which depends on what follows the value
-MAX_END_CHARS = 6
+PADDING = "={0,2}"
 PERCENT_CODE = re.compile(r"%([0-9A-F]{2})")
 
 
 def encode_base64_forms(secret: str) -> Iterator[str]:
-    """Yield the base64 of `secret` after any number of bytes, without the ends that depend on more.
+    """Yield the base64 of `secret` after any number of bytes, in both alphabets.
 
-    Both alphabets are used. A form of few characters, which occurs by chance, is left out.
+    The characters at the ends that depend on what stands beside it are left out.
     """
-    data = secret.encode("utf-8", "surrogateescape")
-    for shift in range(3):
-        encoded = base64.b64encode(b"\0" * shift + data).decode()
-        stable = encoded[4 if shift else 0 : -4]
-        if len(stable) >= MIN_FORM_CHARS:
-            yield stable
-            yield stable.translate(URL_SAFE)
+    for values in list_base64_values(secret.encode("utf-8", "surrogateescape")):
+        stable = "".join(BASE64_CHARS[first] for first, *others in values if not others)
+        yield stable
+        yield stable.translate(URL_SAFE)
+
+
+def list_base64_values(data: bytes) -> Iterator[list[list[int]]]:
+    """Yield the base64 of `data` after 0, 1 or 2 more bytes than whole groups of three.
+
+    Each character is a list of the values that it may have: all with the bits of `data` in it. At
+    the ends, others depend on what stands beside `data`. Short data has none.
+    """
+    bits = "".join(f"{byte:08b}" for byte in data)
+    for lead in (0, 2, 4) if len(data) >= MIN_ENCODED_BYTES else ():
+        spelt = "?" * lead + bits
+        spelt += "?" * (-len(spelt) % 6)
+        yield [list_values(spelt[start : start + 6]) for start in range(0, len(spelt), 6)]
+
+
+def list_values(spelt: str) -> list[int]:
+    """Return the values of bits, where "?" stands for either."""
+    known = int(spelt.replace("?", "0"), 2)
+    unknown = int("".join("01"[bit == "?"] for bit in spelt), 2)
+    return [known | value for value in range(unknown + 1) if value & unknown == value]
+
+
+def make_base64_patterns(data: bytes) -> Iterator[str]:
+    """Yield patterns of the base64 of `data` in either alphabet.
+
+    A pattern that ends with a group leaves out the first character that has bits of `data`: it may
+    be one of many, and a search for these takes five times as long.
+    """
+    for values in list_base64_values(data):
+        has_lead = len(values[0]) > 1
+        first, *others = map(_list_chars, values[has_lead:])
+        rest = "".join(map(_match_any, others))
+        for char in first:  # which is one or, in each alphabet, another one
+            yield re.escape(char) + rest + PADDING + "()" * has_lead
+
+
+def _list_chars(values: Sequence[int]) -> str:
+    chars = "".join(BASE64_CHARS[value] for value in values)
+    return "".join(dict.fromkeys(chars + chars.translate(URL_SAFE)))
+
+
+def _match_any(chars: str) -> str:
+    return f"[{re.escape(chars)}]" if len(chars) > 1 else chars
 
 
 def make_form_patterns(secret: str) -> Iterator[str]:
@@ -40,8 +79,7 @@ def make_form_patterns(secret: str) -> Iterator[str]:
         yield re.escape(form)
     for form in {quote(data), quote(data, safe=""), quote_plus(data)}:
         yield PERCENT_CODE.sub(_either_case, re.escape(form))
-    for form in encode_base64_forms(secret):
-        yield re.escape(form) + BASE64_END
+    yield from make_base64_patterns(data)
     if len(data) <= MAX_SPELT_CHARS:
         yield from _make_rare_patterns(secret, data, in_json)
     else:
@@ -59,9 +97,6 @@ def _make_rare_patterns(secret: str, data: bytes, in_json: list[str]) -> Iterato
     codes = [f"{byte:02x}" for byte in data]
     yield "".join(_either_case_of(f"%{code}") for code in codes)
     yield "[ :-]?".join(map(_either_case_of, codes))
-    for form in encode_base64_forms(secret):
-        if len(form) >= MIN_WRAPPED_CHARS:
-            yield "(?:\r?\n)?".join(map(re.escape, form)) + BASE64_END
 
 
 def _either_case(match: re.Match[str]) -> str:

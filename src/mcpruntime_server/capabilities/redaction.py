@@ -13,9 +13,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .credential_forms import MAX_END_CHARS, make_form_patterns
+from .credential_forms import make_form_patterns
+from .form_search import MAX_LINE_CHARS, MIN_LINE_CHARS, FormSearch, replace_spans
 
 MAX_NUMBER_DIGITS = 300  # of a credential that is a number
+MAX_BREAK_BYTES = 4  # of a line break in JSON
 REDACTED = "***"
 FIRST_CHARACTER = re.compile(  # of a pattern, also if it is one of several: "[aA]"
     r"(?:\\.|\[\w+\]|[^\\\[\](){}.*+?^$|])(?![*+?{])", re.DOTALL
@@ -33,18 +35,19 @@ class Credentials:
         # The longest first, so that no rest remains of a form that contains another one.
         forms = {form for value in known for form in make_form_patterns(value)}
         pattern = join_alternatives(sorted(forms, key=len, reverse=True))
-        self._pattern = re.compile(pattern) if forms else None
-        self._bytes_pattern = re.compile(pattern.encode("utf-8", "surrogateescape"))
+        self._texts = FormSearch(pattern) if forms else None
+        self._bytes = FormSearch(pattern.encode("utf-8", "surrogateescape"))
         self._numbers = {
             int(value)
             for value in known
             if value.isascii() and value.isdigit() and len(value) <= MAX_NUMBER_DIGITS
         }
         self.max_form_bytes = max((len(form.encode()) for form in forms), default=0)
-        self.max_form_bytes += MAX_END_CHARS
+        line_count = self.max_form_bytes // MIN_LINE_CHARS + 2  # with the one that it begins in
+        self.max_form_bytes += line_count * MAX_BREAK_BYTES + MAX_LINE_CHARS
 
     def __bool__(self) -> bool:
-        return self._pattern is not None
+        return self._texts is not None
 
     def redact(self, value: Any) -> Any:
         """Return JSON data with every known credential in it replaced."""
@@ -61,10 +64,10 @@ class Credentials:
     def _redact_neighbours(self, values: list[Any]) -> list[Any]:
         """Return a list without the parts of a credential that are in texts beside each other."""
         texts = [value for value in values if isinstance(value, str)]
-        if self._pattern is None or len(texts) < 2:
+        if self._texts is None or len(texts) < 2:
             return values
         whole = "".join(texts)
-        spans = [match.span() for match in self._pattern.finditer(whole)]
+        spans = self._texts.find_spans(whole)
         if not spans:
             return values
         found: list[Any] = []
@@ -85,11 +88,15 @@ class Credentials:
 
     def redact_text(self, text: str) -> str:
         """Return `text` with every known credential replaced."""
-        return text if self._pattern is None else self._pattern.sub(REDACTED, text)
+        if self._texts is None or not (spans := self._texts.find_spans(text)):
+            return text
+        return replace_spans(text, spans, REDACTED)
 
     def redact_bytes(self, data: bytes) -> bytes:
         """Return `data` with every known credential replaced."""
-        return self._bytes_pattern.sub(REDACTED.encode(), data) if self else data
+        if not self or not (spans := self._bytes.find_spans(data)):
+            return data
+        return replace_spans(data, spans, REDACTED.encode())
 
     def redact_beginning(self, data: bytes) -> tuple[bytes, bytes]:
         """Return the beginning of `data` with every credential replaced, and the rest unchanged.
@@ -99,9 +106,9 @@ class Credentials:
         end = len(data) - self.max_form_bytes
         if end <= 0:
             return b"", data
-        for match in self._bytes_pattern.finditer(data) if self else ():
-            if match.start() < end < match.end():
-                end = match.start()
+        for start, stop in self._bytes.find_spans(data) if self else ():
+            if start < end < stop:
+                end = start
         return self.redact_bytes(data[:end]), data[end:]
 
 
