@@ -89,13 +89,16 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def write_program(scenario: Scenario, parameters: Parameters) -> str:
-    """Return the gold trajectory as a program; its value has a list of results for each turn."""
+    """Return the gold trajectory as a program; its value has a list of results for each turn.
+
+    The value is a JSON text, because results present integers beyond 2**53 as texts.
+    """
     turns = [[name_arguments(call, parameters) for call in turn] for turn in scenario.turns]
     names = dict.fromkeys(ast.unparse(call.func) for turn in turns for call in turn)
-    lines = [f"from tools.{SERVER_NAME} import {', '.join(names)}", "["]
+    lines = ["import json", f"from tools.{SERVER_NAME} import {', '.join(names)}", "json.dumps(["]
     for turn in turns:
         lines += ["    [", *(f"        {ast.unparse(call)}," for call in turn), "    ],"]
-    return "\n".join([*lines, "]"])
+    return "\n".join([*lines, "])"])
 
 
 def name_arguments(source: str, parameters: Parameters) -> ast.Call:

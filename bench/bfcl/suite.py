@@ -102,9 +102,9 @@ class ScenarioRunner:
         seconds = time.perf_counter() - began
         if not answer.is_ok:
             return Outcome([answer.text[:300]], seconds)
-        value = parse_text(answer.value) if isinstance(answer.value, str) else answer.value
+        value = parse_text(str(answer.value))
         if not isinstance(value, list):
-            return Outcome([f"the value is {str(value)[:100]!r}, and no list"], seconds)
+            return Outcome([f"the value is {str(value)[:100]!r}, and no JSON list"], seconds)
         return Outcome(await self.judge.find_problems(scenario, value), seconds)
 
 

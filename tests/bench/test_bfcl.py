@@ -39,11 +39,12 @@ def scenario() -> Scenario:
 
 def change_program(scenario: Scenario, change: Callable[[ast.List], None]) -> str:
     tree = ast.parse(write_program(scenario, read_parameters()))
-    turns = tree.body[-1]
-    assert isinstance(turns, ast.Expr)
-    assert isinstance(turns.value, ast.List)
-    change(turns.value)
+    change(find_turns(tree))
     return ast.unparse(tree)
+
+
+def find_turns(tree: ast.Module) -> ast.List:
+    return next(node for node in ast.walk(tree) if isinstance(node, ast.List))
 
 
 def test_the_suite_runs_judges_and_replays(tmp_path: Path) -> None:
@@ -68,12 +69,10 @@ def test_every_gold_trajectory_is_a_program() -> None:
     scenarios, parameters = read_scenarios(CATEGORIES), read_parameters()
     assert len(scenarios) == 800
     for each in scenarios:
-        turns = ast.parse(write_program(each, parameters)).body[-1]
-        assert isinstance(turns, ast.Expr)
-        assert isinstance(turns.value, ast.List)
+        turns = find_turns(ast.parse(write_program(each, parameters)))
         found = [
             [ast.unparse(call).partition("(")[0] for call in turn.elts]
-            for turn in turns.value.elts
+            for turn in turns.elts
             if isinstance(turn, ast.List)
         ]
         assert found == [[call.strip().partition("(")[0] for call in turn] for turn in each.turns]
@@ -120,7 +119,7 @@ async def test_a_program_that_does_something_else_is_wrong(
 async def test_claimed_values_without_calls_are_wrong(
     runner: ScenarioRunner, scenario: Scenario
 ) -> None:
-    claimed = f"[[{{}} for call in turn] for turn in {scenario.turns!r}]"
+    claimed = f"import json; json.dumps([[0 for call in turn] for turn in {scenario.turns!r}])"
     outcome = await runner.run(scenario, claimed, "claimed")
     assert outcome.problems == [f"0 calls reached the server, not {scenario.calls}"]
 
@@ -129,7 +128,7 @@ async def test_right_calls_with_claimed_values_are_wrong(
     runner: ScenarioRunner, scenario: Scenario
 ) -> None:
     program = write_program(scenario, read_parameters())
-    claimed = f"{program}\n[[None for call in turn] for turn in {scenario.turns!r}]"
+    claimed = f"{program}\njson.dumps([[0 for call in turn] for turn in {scenario.turns!r}])"
     outcome = await runner.run(scenario, claimed, "values")
     assert "does not contain all the ground truth response" in outcome.problems[0]
 
