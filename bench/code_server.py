@@ -44,6 +44,7 @@ class CodeServer:
             (key for key in ("code", "source", "script") if key in properties), ""
         )
         self._has_sessions = "session" in properties
+        self.last_run = ""  # the id of the last run that ended, if the server has ids
         if not self._code_key:
             raise ValueError(f"The tool {tool.name} has no parameter for code: {list(properties)}.")
 
@@ -58,6 +59,7 @@ class CodeServer:
             if data.get("status") not in UNFINISHED:
                 break
             arguments = {"run": data["run"]}
+        self.last_run = str(data.get("run", ""))
         text = first_text(result)
         is_ok = not result.is_error and data.get("status", "ok") == "ok"
         value = data["value"] if "value" in data else parse_text(text if not data else "null")

@@ -22,6 +22,7 @@ from mcp.types import CallToolResult
 
 from .engine import ServerContainers
 
+SETTINGS_FILE = "server.toml"
 USAGE_META_KEY = "mcpruntime/usage"  # in the `_meta` of a result of `run_code`
 BARE_COMMAND = (sys.executable, str(Path(__file__).with_name("bare_server.py")))
 SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
@@ -155,7 +156,7 @@ def write_settings(folder: Path, sections: Mapping[str, Any] | None = None, **sa
     The bare server is the upstream `bare`. `sections` replace or extend the other tables.
     """
     command, *args = BARE_COMMAND
-    file = folder / "server.toml"
+    file = folder / SETTINGS_FILE
     table: Mapping[str, Any] = {
         "server": {"data_dir": "data"},
         "sandbox": sandbox,

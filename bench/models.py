@@ -71,6 +71,7 @@ class ChatModel:
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         import litellm
 
+        litellm.suppress_debug_info = True  # a model without a price is no reason to print
         options: dict[str, Any] = {"model": self.name, "messages": list(messages)}
         options |= {"temperature": 0, "timeout": REQUEST_TIMEOUT_S, "num_retries": 0}
         options |= {"drop_params": True, "seed": self.seed}

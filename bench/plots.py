@@ -13,6 +13,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from .statistics import Interval
 
 BLUE, ORANGE, GRAY, GREEN = "#2f6fb2", "#e08a2e", "#8a8f98", "#3d9970"
 COLOURS = {"programs": BLUE, "function calls": ORANGE}
@@ -77,6 +80,21 @@ def plot_bars(
         panel.grid(axis="y", visible=False)
         if log:
             panel.set_xscale("log")
+        return save_figure(figure, folder, name)
+
+
+def plot_shares(title: str, shares: Mapping[str, Interval], folder: Path, name: str) -> str:
+    """Plot shares with their intervals, the first on top."""
+    with plt.rc_context(STYLE):
+        figure, panel = plt.subplots(figsize=(6.4, 0.9 + 0.36 * len(shares)))
+        for place, (label, share) in enumerate(list(shares.items())[::-1]):
+            colour = GRAY if label == "none" else BLUE
+            panel.plot([share.low, share.high], [place, place], color=colour, linewidth=2.2)
+            panel.plot(share.value, place, "o", color=colour, markersize=8, clip_on=False)
+        panel.set_yticks(range(len(shares)), list(shares)[::-1])
+        panel.set(title=title, xlim=(0, 1.02), ylim=(-0.6, len(shares) - 0.4))
+        panel.xaxis.set_major_formatter(PercentFormatter(1.0))
+        panel.grid(axis="y", visible=False)
         return save_figure(figure, folder, name)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plots import plot_bars, plot_crossover
+from .plots import plot_bars, plot_crossover, plot_shares
 from .report import WriteSection, describe_run, markdown_table
 from .results import SuiteResult
 from .statistics import percentile, wilson_interval
@@ -161,6 +162,63 @@ def write_bfcl(results: Sequence[SuiteResult], plots: Path) -> str:
     head = describe_run(result, f"python -m bench run bfcl{option}")
     table = markdown_table(header, rows)
     return f"## BFCL: gold trajectories as programs\n{head}\n{text}\n{table}{named}"
+
+
+SKILLS_NOTES = {
+    "oracle": "The reference solution ran in place of a model, so this checks the tasks and the "
+    "harness, and says nothing about skills.\n",
+    "gold": "The model is scripted and submits the reference solution, so this checks the harness, "
+    "and says nothing about skills.\n",
+}
+
+
+def write_skills(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on skills: pass rates by condition, and their differences to none."""
+    parts = ["## Tasks with and without skills\n"]
+    for result in results:
+        conditions = result.details["conditions"]
+        model = f" --model {result.model}" if result.model else ""
+        parts.append(
+            describe_run(result, f"python -m bench run skills --mode {result.mode}{model}")
+        )
+        parts.append(SKILLS_NOTES.get(result.model or result.mode, ""))
+        used = Counter[str]()
+        for attempt in result.details["attempts"]:
+            usage = attempt["usage"]
+            used[attempt["condition"]] += usage["tokens_in"] + usage["tokens_out"]
+        rows = [
+            [
+                condition,
+                format_share(found["passed"], found["total"]),
+                format_difference(found.get("difference")),
+                "-" if found.get("gain") is None else f"{found['gain']:+.2f}",
+                f"{used[condition]:,}",
+            ]
+            for condition, found in conditions.items()
+        ]
+        header = ("condition", "passed (95 % interval)", "difference to none", "gain", "tokens")
+        parts.append(markdown_table(header, rows))
+        parts += (
+            f"- {task} leaves out: {'; '.join(texts)}\n"
+            for task, texts in result.details["left_out"].items()
+        )
+        if result.mode == "llm" and len(conditions) > 1:
+            shares = {
+                condition: wilson_interval(found["passed"], found["total"])
+                for condition, found in conditions.items()
+            }
+            title = f"Tasks that {result.model} passed"
+            name = re.sub(r"\W+", "-", f"skills-{result.model}")
+            parts.append(plot_shares(title, shares, plots, name))
+    return "\n".join(parts)
+
+
+def format_difference(difference: Sequence[float] | None) -> str:
+    """Return a difference of shares with its interval, in percentage points."""
+    if difference is None:
+        return "-"
+    value, low, high = (100 * each for each in difference)
+    return f"{value:+.0f} points ({low:+.0f} to {high:+.0f})"
 
 
 def format_share(count: int, total: int) -> str:
@@ -417,6 +475,7 @@ def summarize_usage(result: SuiteResult) -> dict[str, str]:
 SECTIONS: dict[str, WriteSection] = {
     "mrbs": write_mrbs,
     "bfcl": write_bfcl,
+    "skills": write_skills,
     "context-cost": write_context_cost,
     "kill-anywhere": write_kills,
     "same-tape": write_same_tape,

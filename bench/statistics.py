@@ -54,6 +54,11 @@ def bootstrap_paired_difference(
     return _interval(statistics.fmean(differences), means)
 
 
+def normalized_gain(before: float, after: float) -> float | None:
+    """Return the share of what was missing that was gained; None if nothing was missing."""
+    return (after - before) / (1 - before) if before < 1 else None
+
+
 def bootstrap_median_ratio(before: Sequence[float], after: Sequence[float], seed: int) -> Interval:
     """Return the ratio of the medians, `after / before`, with a bootstrap interval."""
     draw = random.Random(seed)

@@ -30,6 +30,7 @@ SUITES = {
     for suite in (
         Suite("mrbs", "tasks on MCP servers, by programs or function calls", "mrbs.suite"),
         Suite("bfcl", "gold trajectories of a leaderboard as programs, replayed", "bfcl.suite"),
+        Suite("skills", "tasks in SkillsBench's layout, by condition", "skillsbench.suite"),
         Suite("kill-anywhere", "effects doubled or lost by kills", "kill_anywhere"),
         Suite("same-tape", "replays without upstream servers, from a moved folder", "same_tape"),
         Suite("context-cost", "tokens of programs and function calls", "context_cost"),

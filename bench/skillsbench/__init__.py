@@ -1,0 +1,1 @@
+"""Tasks in the layout of SkillsBench (Harbor), done with and without skills."""
