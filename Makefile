@@ -4,9 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: help setup install-dev env engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
-setup: $(READY)
+help:  ## these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## the virtual environment .venv, with this package and all tools
+
+install-dev: setup upstreams  ## what developing needs: .venv, and MCP servers for the tests
+
+env: setup  ## a settings file with every setting, commented out; one that exists stays
+	@$(BIN)/mcpruntime-server config init --if-none
 
 $(READY): requirements-dev.lock pyproject.toml
 	@scripts/make-venv $(PYTHON) .venv
@@ -14,56 +22,56 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-engine:
+engine:  ## a Docker engine, installed and started where none answers
 	@scripts/docker-engine
 
-image: setup engine
+image: setup engine  ## the image of the sandboxes
 	@$(BIN)/mcpruntime-server image build
 
-upstreams: setup
+upstreams: setup  ## real MCP servers for tests and demo
 	@scripts/test-upstreams
 
-agents:
+agents:  ## coding agents for the tests
 	@scripts/test-agents
 
-conformance:
+conformance:  ## the conformance suite and the inspector of MCP
 	@scripts/test-conformance
 
-leaderboard: setup
+leaderboard: setup  ## the leaderboard that the bench runs
 	@scripts/test-bfcl
 
-openapi: setup
+openapi: setup  ## the tools that check the HTTP API
 	@scripts/test-openapi
 
-deployment-tools:
+deployment-tools:  ## what the tests of the deployment need
 	@scripts/deployment-tools
 
-browser:
+browser:  ## a browser for the tests of the pages
 	@scripts/test-browser
 
-docs: setup  # the documentation, in site/
+docs: setup  ## the documentation, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html. With its search: $(BIN)/python -m http.server --directory site"
 
 # The exact versions of all packages of development, from the ranges in pyproject.toml. UPGRADE=1 takes newer ones.
-lock: setup
+lock: setup  ## requirements-dev.lock, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra otel --group dev \
 		$(if $(UPGRADE),--upgrade) --no-annotate --custom-compile-command "make lock" --output-file requirements-dev.lock
 
-screenshots: setup browser  # docs/images
+screenshots: setup browser  ## docs/images
 	.venv/bin/python -m tests.viewer.screenshots
 
-demo: image upstreams
+demo: image upstreams  ## the main use on real servers, from nothing
 	@$(BIN)/mcpruntime-server demo
 
-test: image upstreams agents conformance leaderboard openapi deployment-tools browser lint check
+test: image upstreams agents conformance leaderboard openapi deployment-tools browser lint check  ## all tests, lint included
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
 test-all: export PYTEST_TIMEOUT = 0
-test-all: test
+test-all: test  ## the same, with long random tests
 
-lint: setup
+lint: setup  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -72,32 +80,32 @@ lint: setup
 AGAIN := --last-failed --last-failed-no-failures none
 
 # Three processes for two cores, because tests also wait.
-check: setup
+check: setup  ## the tests alone
 	$(BIN)/pytest -m "not alone" --numprocesses 3 --dist worksteal || $(BIN)/pytest -m "not alone" $(AGAIN)
 	$(BIN)/pytest -m alone || $(BIN)/pytest -m alone $(AGAIN)
 
 # What attacks do to others, measured: nothing else may work on the machine.
-attack: image upstreams
+attack: image upstreams  ## what attacks do to others, measured; alone on the machine
 	ATTACKS=1 PYTEST_TIMEOUT=0 $(BIN)/pytest tests/attacks
 
 # Changed inputs for the readers of what strangers send, so many minutes for each of five.
 MINUTES := 10
 
-fuzz: setup
+fuzz: setup  ## changed inputs for the readers, MINUTES=10 each
 	$(BIN)/python -m tests.fuzzing --minutes $(MINUTES)
 
-coverage: image upstreams agents conformance leaderboard openapi deployment-tools browser
+coverage: image upstreams agents conformance leaderboard openapi deployment-tools browser  ## the tests, and what they do not reach
 	$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage report --skip-covered
 
-bench: image upstreams
+bench: image upstreams  ## time and memory
 	@$(BIN)/python -m bench perf
 
 # Every part of the bench once, small, with the scripted model and no network: under three minutes.
 SMOKE := bench/results/smoke
 ONE_OF_EACH := --categories calculator filesystem database chained --limit 1
 
-bench-smoke: image leaderboard
+bench-smoke: image leaderboard  ## every part of the bench once, small
 	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
 	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
 	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
@@ -110,21 +118,21 @@ bench-smoke: image leaderboard
 	@$(BIN)/python -m bench report $(SMOKE)/*.json --into $(SMOKE)
 
 # docs/benchmarks.md and the figures of the README, from all results in bench/results.
-bench-report: setup
+bench-report: setup  ## docs/benchmarks.md, from all results
 	@$(BIN)/python -m bench report
 
 # Fifty clients for five minutes over HTTP: nothing else may work on the machine.
-load: image upstreams
+load: image upstreams  ## fifty clients for five minutes; alone on the machine
 	@$(BIN)/python -m bench run load
 
-bench-llm: image
+bench-llm: image  ## long contexts, with the scripted model
 	@$(BIN)/python -m bench run long-context
 
-bench-skills: upstreams image
+bench-skills: upstreams image  ## skills from recorded sessions
 	@$(BIN)/python -m bench run skill-gate
 	@$(BIN)/python -m bench run skill-gate --held-out
 	@$(BIN)/python -m bench run retrieval
 	@$(BIN)/python -m bench run second-task
 
-clean:
+clean:  ## remove all that was made
 	rm -rf .venv .venvs site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results

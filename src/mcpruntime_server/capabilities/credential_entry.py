@@ -56,8 +56,8 @@ def store_credential(config: Config, entry: CredentialEntry, principal: str, sec
 def _find_server(servers: Mapping[str, UpstreamSettings], name: str) -> UpstreamSettings:
     settings = servers.get(name)
     if settings is None or settings.disabled:
-        hint = suggest_names(name, servers) if servers else ""
-        raise NotFound(f"There is no entry {name!r:.80} in mcpServers.{hint}")
+        hint = suggest_names(name, servers) if servers else "The settings have no entries."
+        raise NotFound(f"There is no entry {name!r:.80} in mcpServers.", remedy=hint.strip())
     if not settings.is_per_principal:
         raise InvalidRequest(
             f"The credentials of {name} are shared: they are in the settings.",

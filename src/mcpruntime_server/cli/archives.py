@@ -16,6 +16,7 @@ from ..runtime.run_history import find_any_session, load_recorded_run, row_field
 from .console import ConsoleWriter, format_count, format_size
 from .journal_access import read_journal, resolve_run
 from .options import json_option, pass_config, principal_option
+from .progress import show_progress
 from .terminal_text import print_json
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def export_session_command(
         row = await find_any_session(journal, session, principal)
         return await export_session(journal, row.id, file, force=force, skip_damaged=skip_damaged)
 
-    manifest = read_journal(config, export)
+    with show_progress(f"Writing {file}"):
+        manifest = read_journal(config, export)
     file_bytes, skipped = file.stat().st_size, manifest.skipped_blobs
     if as_json:
         counts = {"bytes": file_bytes, "runs": manifest.run_count, "skipped": skipped}
@@ -105,7 +107,11 @@ def export_document(
             notebook.add_step(await load_recorded_run(journal, row))
         notebook.finish()
 
-    with open_draft(file, force) as draft, open_text(draft) as out:
+    with (
+        show_progress(f"Writing {file}"),
+        open_draft(file, force) as draft,
+        open_text(draft) as out,
+    ):
         read_journal(config, partial(write, out=out))
     size = file.stat().st_size
     if as_json:
@@ -194,12 +200,13 @@ def gc_command(config: Config, *, dry_run: bool, as_json: bool) -> int:
 
     days, megabytes = config.server.keep_days, config.server.keep_mb
     cached = list_wheel_digests(config.server.packages_dir)
-    removed = read_journal(
-        config,
-        lambda journal: collect_garbage(
-            journal, days, megabytes, dry_run=dry_run, kept_blobs=cached
-        ),
-    )
+    with show_progress("Looking for what nobody needs"):
+        removed = read_journal(
+            config,
+            lambda journal: collect_garbage(
+                journal, days, megabytes, dry_run=dry_run, kept_blobs=cached
+            ),
+        )
     if as_json:
         print_json({**vars(removed), "kept": dict(removed.kept), "dry_run": dry_run})
         return 0

@@ -19,6 +19,7 @@ from ..config import Config
 from ..errors import InvalidRequest, Unavailable
 from .console import ConsoleWriter, format_count, format_size
 from .options import pass_config
+from .progress import show_progress
 
 if TYPE_CHECKING:
     from ..journal.backup import BackupSummary
@@ -40,7 +41,7 @@ def backup_command(config: Config, *, file: str, force: bool) -> int:
     """
     from ..journal.backup import write_backup
 
-    with open_target(file, force=force) as target:
+    with show_progress(f"Writing {file}"), open_target(file, force=force) as target:
         summary = write_backup(config.server.data_dir, config.skills.folder, target)
     report_backup(f"backed up to {file}", summary)
     return 0
@@ -57,7 +58,7 @@ def restore_command(config: Config, *, file: str) -> int:
     """
     from ..journal.backup import restore_backup
 
-    with open_source(file) as source:
+    with show_progress(f"Restoring from {file}"), open_source(file) as source:
         restore = partial(restore_backup, source, config.server.data_dir, config.skills.folder)
         summary = anyio.run(restore)
     report_backup(f"restored to {config.server.data_dir}", summary)
@@ -109,4 +110,7 @@ def open_source(file: str) -> Iterator[IO[bytes]]:
         with open(file, "rb") as source:
             yield source
     except OSError as exc:
-        raise InvalidRequest(f"{file} cannot be read: {exc.strerror or exc}.") from exc
+        raise InvalidRequest(
+            f"{file} cannot be read: {exc.strerror or exc}.",
+            remedy="Name a file that `backup` has written.",
+        ) from exc

@@ -6,7 +6,6 @@ to load only where it is needed, so that `sessions` does not wait for the MCP SD
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,19 +19,20 @@ from click.shell_completion import shell_complete
 from .. import APP_NAME, __version__
 from ..config.file_modes import create_private_files
 from ..errors import McpRuntimeError
+from .completion import COMPLETION_VARIABLE
 from .options import ConfigSource
 from .terminal_text import print_text, print_traceback
 
 E = TypeVar("E", bound=BaseException)
 
 INTERRUPTED_EXIT_CODE = 130  # what shells report for a process that SIGINT ended
-COMPLETION_VARIABLE = "_MCPRUNTIME_SERVER_COMPLETE"  # set by the shell
 HELP_COLUMNS = 100
 SERVER_STARTERS = ("agent", "demo")  # their server is to find the user's umask
 COMMAND_MODULES = {
     "agent": ".agent",
     "approvals": ".approvals",
     "backup": ".backups",
+    "completion": ".completion",
     "config": ".installation",
     "credentials": ".credentials",
     "demo": ".installation",
@@ -73,13 +73,28 @@ class LazyGroup(click.Group):
         return command
 
 
+def print_version(context: click.Context) -> None:
+    """Print the version, and end."""
+    from .protocol_revisions import list_revisions
+
+    print_text(f"{APP_NAME} {__version__} (MCP {', '.join(list_revisions())})")
+    context.exit()
+
+
 @click.group(
     APP_NAME,
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"max_content_width": HELP_COLUMNS},
 )
-@click.version_option(__version__, prog_name=APP_NAME, message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _, is_given: print_version(context) if is_given else None,
+    help="Show the version and the revisions of MCP that it speaks.",
+)
 @click.option("--stdio", is_flag=True, help="Serve MCP on stdin and stdout; for MCP clients.")
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings file."
@@ -126,9 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = next(iterate_leaves(group)).exit_code
     except* click.ClickException as group:
         for error in iterate_leaves(group):
-            text = io.StringIO()
-            error.show(text)
-            print_text(text.getvalue(), sys.stderr)
+            print_text(describe_click_error(error), sys.stderr)
             code = error.exit_code
     except* McpRuntimeError as group:
         for failure in iterate_leaves(group):
@@ -140,6 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except* (KeyboardInterrupt, click.Abort):
         code = INTERRUPTED_EXIT_CODE
     return code
+
+
+def describe_click_error(error: click.ClickException) -> str:
+    """Return a mistake in a command line, and where to look it up, in one line."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else APP_NAME
+    message = " ".join(error.format_message().split())
+    if not message.endswith((".", "?", "!")):
+        message += "."
+    return f"{command}: {message} See `{command} --help`."
 
 
 def iterate_leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:

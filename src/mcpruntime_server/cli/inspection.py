@@ -13,6 +13,7 @@ from ..protocol.payloads import JsonObject
 from .console import ConsoleWriter, PlainTable
 from .journal_access import resolve_run
 from .options import full_option, json_option, pass_config, principal_option
+from .progress import show_progress
 from .signals import run_until_signal
 from .terminal_text import print_json
 from .time_travel import open_standalone_app
@@ -44,7 +45,8 @@ def inspect_run(
             owner: SessionRow = await app.journal.load_session(row.session_id)
             return await look(Inspector(app.runtime), row, owner.principal)
 
-    return run_until_signal(find_and_look)
+    with show_progress(f"Replaying {name}"):
+        return run_until_signal(find_and_look)
 
 
 @click.command("probe")

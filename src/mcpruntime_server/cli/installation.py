@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..config import Config
-from .options import json_option, pass_config
+from ..errors import InvalidRequest
+from .options import ConfigSource, json_option, pass_config
 from .progress import show_progress
 from .signals import run_until_signal
 from .terminal_text import print_json, print_text
@@ -140,7 +142,7 @@ async def load_shim_source(config: Config, package: str) -> str:
 
 @click.group("config")
 def config_command() -> None:
-    """Show the settings."""
+    """Show the settings, or write a file to start from."""
 
 
 @config_command.command("show")
@@ -150,4 +152,30 @@ def show_config_command(config: Config) -> int:
     from ..config.display import render_config
 
     print_text(render_config(config))
+    return 0
+
+
+@config_command.command("init")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--if-none", is_flag=True, help="Do nothing if the file exists.")
+@click.pass_obj
+def init_config_command(source: ConfigSource, *, file: Path | None, if_none: bool) -> int:
+    """Write a settings file with every setting, commented out; by default, the one that is read.
+
+    A file that exists is never replaced.
+    """
+    from ..client_files.text_files import read_text_file, replace_text
+    from ..config.loader import choose_settings_file
+    from ..config.template import make_settings_text, read_template
+
+    path = (file or choose_settings_file(source.file)).expanduser()
+    found = read_text_file(path)
+    if found.exists and if_none:
+        print_text(f"{path} exists")
+        return 0
+    if found.exists or not replace_text(found, make_settings_text(read_template())):
+        raise InvalidRequest(
+            f"The file {path} exists.", remedy="Name another, or change it by hand."
+        )
+    print_text(f"wrote {path}")
     return 0

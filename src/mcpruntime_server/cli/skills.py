@@ -28,6 +28,7 @@ from ..errors import InvalidRequest, Unavailable
 from ..protocol.payloads import JsonObject
 from .console import ConsoleWriter, create_console, format_time
 from .options import ActionGroup, json_option, pass_config, principal_option
+from .progress import show_progress
 from .signals import run_until_signal
 from .terminal_text import print_json, print_text
 
@@ -187,7 +188,8 @@ def check_command(config: Config, *, names: tuple[str, ...], principal: str, as_
         newest = [versions[-1] for versions in versions_by_name.values()]
         quarantined = [skill for skill in newest if skill.state == "quarantined"]
         skills = [*active_skills(versions_by_name).values(), *quarantined]
-    checked = run_until_signal(check_versions, config, principal, skills)
+    with show_progress(f"Checking {', '.join(names) or 'all skills'}"):
+        checked = run_until_signal(check_versions, config, principal, skills)
     if as_json:
         print_json([serialize_skill(skill) for skill in checked])
         return exit_code_of(checked)
@@ -207,7 +209,9 @@ def promote_command(config: Config, *, name: str, principal: str, replace_signed
     check = partial(
         check_versions, config, principal, [skill], is_promoted=True, replaces_signed=replace_signed
     )
-    return report_checked(run_until_signal(check))
+    with show_progress(f"Checking {name}"):
+        checked = run_until_signal(check)
+    return report_checked(checked)
 
 
 @skills_command.command("retire")
@@ -337,7 +341,10 @@ def import_command(config: Config, *, file: Path, principal: str, no_check: bool
         with file.open("rb") as archive:
             data = archive.read(MAX_ARCHIVE_BYTES + 1)
     except OSError as exc:
-        raise Unavailable(f"{file} cannot be read: {exc.strerror}.") from exc
+        raise Unavailable(
+            f"{file} cannot be read: {exc.strerror}.",
+            remedy="Name a file that `skills export` has written.",
+        ) from exc
     packages = None if config.sandbox.image else config.sandbox.packages
     skill, is_known = import_archive(open_store(config, principal), data, packages)
     signature = describe_signature(skill, config.skills.trusted_keys)
@@ -345,7 +352,9 @@ def import_command(config: Config, *, file: Path, principal: str, no_check: bool
     if no_check or skill.state != "draft":
         print_text(f"{skill.id} is {skill.state_words}.")
         return 0
-    return report_checked(run_until_signal(check_versions, config, principal, [skill]))
+    with show_progress(f"Checking {skill.id}"):
+        checked = run_until_signal(check_versions, config, principal, [skill])
+    return report_checked(checked)
 
 
 @skills_command.command("sign")

@@ -22,6 +22,7 @@ from ..protocol.presentation import format_call
 from ..runtime.run_history import find_any_session, is_step_number
 from .console import ConsoleWriter
 from .options import full_option, json_option, pass_config, principal_option
+from .progress import show_progress
 from .signals import run_until_signal
 from .terminal_text import print_json
 
@@ -77,7 +78,8 @@ def rewind_command(
                 app.runtime, opened, *target, cancel=cancel
             )
 
-    row, rewound = run_until_signal(rewind)
+    with show_progress(f"Restoring step {step} of {session}"):
+        row, rewound = run_until_signal(rewind)
     run = rewound.run
     calls = [
         format_call(entry.target, entry.args, MAX_LEFT_CALL_CHARS)
@@ -138,7 +140,8 @@ def fork_command(
             made_row = await find_any_session(app.journal, made.id)
             return made_row, await app.journal.load_run(str(made.tip))
 
-    row, run = run_until_signal(fork)
+    with show_progress(f"Forking {session}"):
+        row, run = run_until_signal(fork)
     if as_json:
         print_json({"session": row.id, "name": row.name, "run": run.id, "step": run.step})
     else:
@@ -229,17 +232,18 @@ def rerun_command(
     from . import views
 
     code = load_code(code_file)
-    diffs = run_until_signal(
-        rerun_session,
-        config,
-        principal,
-        session,
-        step,
-        code,
-        live,
-        [parse_answer_option(each) for each in answers],
-        following,
-    )
+    with show_progress(f"Executing {session} again"):
+        diffs = run_until_signal(
+            rerun_session,
+            config,
+            principal,
+            session,
+            step,
+            code,
+            live,
+            [parse_answer_option(each) for each in answers],
+            following,
+        )
     is_equal = all(diff.is_equal for diff, _ in diffs)
     if as_json:
         runs = [{"differs": fields, **diff_to_json(diff)} for diff, fields in diffs]

@@ -359,7 +359,10 @@ def _open_file(path: Path) -> IO[bytes]:
         # without blocking, so that a pipe is rejected and not waited for
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
-        raise InvalidRequest(f"The archive {path} cannot be read: {exc.strerror}.") from exc
+        raise InvalidRequest(
+            f"The archive {path} cannot be read: {exc.strerror}.",
+            remedy="Name a file that `replay export` has written.",
+        ) from exc
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise InvalidRequest(f"The archive {path} is not a regular file.")

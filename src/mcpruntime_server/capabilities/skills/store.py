@@ -412,7 +412,10 @@ class SkillStore:
         """Keep an own skill to its owner again; raises `InvalidRequest`, `Unavailable`."""
         with self._change_shared() as shared:
             if shared.get(name) != self.owner:
-                raise InvalidRequest(f"{self.owner} does not share a skill {name}.")
+                raise InvalidRequest(
+                    f"{self.owner} does not share a skill {name}.",
+                    remedy="`skills` lists the own ones, and says which are shared.",
+                )
             del shared[name]
 
     @contextmanager
