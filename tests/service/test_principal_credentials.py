@@ -14,14 +14,12 @@ from typing import Any
 
 import anyio
 import pytest
-from mcp.types import ElicitRequestParams, ElicitRequestURLParams, ElicitResult
 
 from mcpruntime_server.capabilities.credential_keys import create_key, load_keys
 from mcpruntime_server.capabilities.credential_store import CredentialStore
 from mcpruntime_server.config import CredentialSettings
 from tests.upstreams import FOLDER
 
-from ..helpers.commands import run_command
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import ServerConnection, write_settings
 from ..server.conftest import upstream_entry
@@ -273,88 +271,3 @@ def is_ready(folder: Path) -> bool:
 def read_puts(folder: Path) -> list[str]:
     path = folder / "puts"
     return path.read_text().splitlines() if path.exists() else []
-
-
-class PageVisitor:
-    """A person whose client shows pages: stores a credential there, or does something else."""
-
-    def __init__(self, service: HttpService, token: str, secret: str, action: str = "accept"):
-        self._service = service
-        self._token = token
-        self._secret = secret
-        self._action: Any = action
-        self.messages: list[str] = []
-
-    async def visit(self, context: Any, params: ElicitRequestParams) -> ElicitResult:
-        assert isinstance(params, ElicitRequestURLParams), params
-        self.messages.append(params.message)
-        if self._secret:
-            form = {"token": self._token, "credential": self._secret}
-            async with self._service.http() as http:
-                stored = await http.post(params.url, data=form)
-                assert stored.status_code == 200, stored.text
-        return ElicitResult(action=self._action)
-
-
-@pytest.mark.parametrize("era", ["auto", "legacy"])
-async def test_a_run_waits_until_a_person_has_stored_the_credential(
-    service: HttpService, era: str
-) -> None:
-    token = service.create_token(f"zoe-{era}")
-    person = PageVisitor(service, token, f"secret-of-zoe-{era}")
-    async with service.connect(token, era, elicitation_callback=person.visit) as client:
-        result = await client.run(WHO, wait_s=60)
-        assert result.status == "ok", result.text
-        assert result.value["digest"] == digest(f"secret-of-zoe-{era}")
-    [message] = person.messages
-    assert f"keyed needs a credential of 'zoe-{era}'" in message
-
-
-@pytest.mark.parametrize("era", ["auto", "legacy"])
-async def test_a_person_who_declines_lets_the_call_fail_and_is_not_asked_again(
-    service: HttpService, era: str
-) -> None:
-    token = service.create_token(f"kim-{era}")
-    person = PageVisitor(service, token, "", "decline")
-    code = (
-        "import tools\nkinds = []\nfor _ in range(2):\n    try:\n        from tools.keyed import "
-        "whoami\n    except Exception as e:\n        kinds.append(e.kind)\nkinds"
-    )
-    async with service.connect(token, era, elicitation_callback=person.visit) as client:
-        assert (await client.run(code, wait_s=60)).value == ["credential_missing"] * 2
-    assert len(person.messages) == 1
-
-
-async def test_a_run_goes_on_when_the_credential_is_stored_elsewhere(service: HttpService) -> None:
-    token = service.create_token("lou")
-    person = PageVisitor(service, token, "", "accept")
-    async with service.connect(token, elicitation_callback=person.visit) as client:
-        result = await client.run(WHO, wait_s=2)
-        assert result.status == "waiting", result.text
-        [question] = result.waiting_for
-        assert question["kind"] == "credential"
-        assert "credentials set keyed --principal lou" in question["hints"][1]
-        asked = run_command("--config", service.settings, "approvals", "--principal", "lou")
-        assert "A credential is missing." in asked.stdout
-        give(service.settings, "keyed", "lou", "secret-of-lou-1")
-        result = await client.run_request(result.run, wait_s=60)
-        assert result.value["digest"] == digest("secret-of-lou-1")
-    assert len(person.messages) == 1
-
-
-async def test_a_resumed_run_still_waits_for_its_credential(tmp_path: Path) -> None:
-    settings = prepare(tmp_path)
-    async with open_http_service(settings) as first:
-        token = first.create_token("eve")
-        person = PageVisitor(first, token, "", "accept")
-        async with first.connect(token, elicitation_callback=person.visit) as client:
-            waiting = await client.run(WHO, wait_s=2)
-            assert waiting.status == "waiting", waiting.text
-        first.signal(signal.SIGKILL)
-        with anyio.fail_after(60):
-            await first.process.wait()
-    async with open_http_service(settings) as second, second.connect(token) as client:
-        resumed = await client.run_request(waiting.run, wait_s=60)
-        assert resumed.status == "waiting", resumed.text
-        result = await client.run_request(waiting.run, answers={"q1": "decline"}, wait_s=60)
-        assert "keyed needs a credential of 'eve'" in result.text

@@ -1,6 +1,7 @@
 """The session in which an agent of a run works; it is stopped and closed when the agent ends.
 
 The watchers of the run see what the agent's runs wait for, and what the agents of those wait for.
+If its client can show pages, it can do so for them, too.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ StatusCallback = Callable[[str], None]
 class ChildSession:
     """A session for the runs of one agent."""
 
-    def __init__(self, session: Session, timeout_s: float) -> None:
+    def __init__(self, session: Session, timeout_s: float, *, shows_pages: bool) -> None:
         self.id = session.id
         self._session = session
         self._timeout_s = timeout_s
+        self._shows_pages = shows_pages
 
     async def execute(
         self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
@@ -43,7 +45,12 @@ class ChildSession:
 
         Raises `McpRuntimeError` if the runtime failed.
         """
-        spec = RunSpec(code, self._timeout_s, context=tuple(inputs) or None)
+        spec = RunSpec(
+            code,
+            self._timeout_s,
+            shows_pages=self._shows_pages,
+            context=tuple(inputs) or None,
+        )
         run = self._session.enqueue_run(spec)
         while not run.finished.is_set():
             report_status(describe_pending(run))
@@ -70,10 +77,12 @@ async def open_child_session(
 ) -> AsyncIterator[ChildSession]:
     """Yield a session for an agent of the run `parent`; raises `Unavailable` if none is free."""
     row = await runtime.journal.load_session(parent.session_id)
+    active = runtime.find_active_run(parent.run_id, row.principal)
+    shows_pages = active is not None and active[1].spec.shows_pages
     session = await runtime.open_agent_session(parent.run_id, row.principal)
     with session.keep_open():
         try:
-            yield ChildSession(session, timeout_s)
+            yield ChildSession(session, timeout_s, shows_pages=shows_pages)
         finally:
             with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
                 await session.cancel_all_runs()

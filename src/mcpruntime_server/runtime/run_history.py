@@ -118,6 +118,7 @@ def pending_question_view(
         line,
         tuple(asked.hints),
         asked.expires_at,
+        asked.url,
     )
 
 

@@ -70,6 +70,7 @@ class PendingQuestionView:
     line: int | None = None
     hints: tuple[str, ...] = ()
     expires: float | None = None  # seconds since the epoch
+    url: str = ""  # of the page for a "credential"
     needs_person: bool = False  # a planned call that a person is asked about when it is committed
 
 

@@ -16,7 +16,6 @@ from mcp import MCPError
 from mcp.server.mcpserver import Context
 from mcp.types import (
     ElicitRequest,
-    ElicitRequestURLParams,
     ElicitResult,
     InputRequiredResult,
 )
@@ -151,8 +150,7 @@ class ClientQuestions:
             form = elicitation.build_approval_form(session.handle, run, asked.run, approvals)
             requests[APPROVAL_FORM] = ElicitRequest(params=form)
         elif shown:
-            message = elicitation.build_page_message(session.handle, run, shown)
-            page = ElicitRequestURLParams(message=message, url=shown[0].asked.url)
+            page = elicitation.build_page_request(session.handle, run, shown)
             requests[CREDENTIAL_PAGE] = ElicitRequest(params=page)
         if shown:
             ids = [each.id for each in shown]
@@ -178,27 +176,25 @@ class ClientQuestions:
             was_dismissed = not await self.receive_form(asking_run, questions, result)
         page = responses.get(CREDENTIAL_PAGE)
         if isinstance(page, ElicitResult):
-            return await self._receive_page(ctx, state, asking_run, page)
+            return await self.receive_page(ctx, state.form_id, asking_run, page)
         if sampling.receive_responses(asking_run, responses):
             await self.wait_until_received(asking_run)
             return True
         return not was_dismissed and responses.keys() == {APPROVAL_FORM}
 
-    async def _receive_page(
-        self, ctx: Context[Any], state: RequestState, asking_run: Run, result: ElicitResult
+    async def receive_page(
+        self, ctx: Any, form_id: str, asking_run: Run, result: ElicitResult
     ) -> bool:
         """Note what a person does with a page; return whether to wait for the run."""
-        shown = elicitation.questions_of_page(
-            state.form_id, asking_run.questions.open_questions.values()
-        )
+        shown = elicitation.questions_of_page(form_id, asking_run.questions.open_questions.values())
         if shown and result.action == "accept":
-            self._keep_page_open(ctx, state.form_id, asking_run, shown)
+            self._keep_page_open(ctx, form_id, asking_run, shown)
         elif result.action == "decline":
             await self._decline(asking_run, shown)
         return not shown or result.action != "cancel"
 
     def _keep_page_open(
-        self, ctx: Context[Any], form_id: str, run: Run, shown: Sequence[PendingQuestion]
+        self, ctx: Any, form_id: str, run: Run, shown: Sequence[PendingQuestion]
     ) -> None:
         """Note that a person has the page, and need not be asked again meanwhile."""
         ids = [each.id for each in shown]

@@ -12,7 +12,12 @@ from hashlib import sha256
 from typing import Any
 
 from mcp.server.mcpserver import Context
-from mcp.types import ClientCapabilities, ElicitRequestFormParams, ElicitResult
+from mcp.types import (
+    ClientCapabilities,
+    ElicitRequestFormParams,
+    ElicitRequestURLParams,
+    ElicitResult,
+)
 
 from ..runtime.pending_questions import (
     APPROVAL_KIND,
@@ -47,6 +52,12 @@ def pending_approvals(run: Run) -> list[PendingQuestion]:
     return select_approvals(run.questions.open_questions.values())
 
 
+def asks_person(run: Run) -> bool:
+    """Return whether `run` waits for a person: for an approval, or for a credential."""
+    kinds = (APPROVAL_KIND, CREDENTIAL_KIND)
+    return any(each.asked.kind in kinds for each in run.questions.open_questions.values())
+
+
 def select_approvals(questions: Iterable[PendingQuestion]) -> list[PendingQuestion]:
     """Return the questions that a person has to answer."""
     return [question for question in questions if question.asked.kind == APPROVAL_KIND]
@@ -78,6 +89,14 @@ def build_page_message(handle: str, run: Run, questions: Sequence[PendingQuestio
     """Return what a person reads who is asked to open the page for a credential."""
     missing = questions[0].asked.hints[0]
     return f"Code in the session {json.dumps(handle)} (run {run.id}) waits: {missing}"
+
+
+def build_page_request(
+    handle: str, run: Run, questions: Sequence[PendingQuestion]
+) -> ElicitRequestURLParams:
+    """Return the request that shows a person the page for a credential."""
+    message = build_page_message(handle, run, questions)
+    return ElicitRequestURLParams(message=message, url=questions[0].asked.url)
 
 
 def form_id(questions: Sequence[PendingQuestion]) -> str:

@@ -4,9 +4,9 @@ Rule 1: a task is a run, and has the run's id. The journal has the run, so that 
 restart of the server.
 Rule 2: a call becomes a task if it starts code, and its request would return before the run does:
 with `background`, or after `wait_s`. Other requests about runs are answered as usual.
-Rule 3: a task shows the forms for a person (`input_required`). If the model has to answer, or the
-client cannot show forms, the task ends with a result that says so. The run continues when it
-gets its answer.
+Rule 3: a task shows the forms and pages for a person (`input_required`). If the model has to
+answer, or the client cannot show them, the task ends with a result that says so. The run continues
+when it gets its answer.
 Rule 4: a result is delivered once. A task does not end while a request waits for its run, and what
 that request got is not repeated. Where the task was first, its result stays the same.
 """
@@ -14,7 +14,7 @@ that request got is not repeated. Where the task was first, its result stays the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +31,7 @@ from mcp.types import (
     CallToolRequestParams,
     CallToolResult,
     ElicitRequest,
+    ElicitRequestParams,
     ElicitResult,
     RequestParams,
 )
@@ -38,7 +39,7 @@ from pydantic import ValidationError
 
 from ..errors import InsufficientScope, InvalidRequest, McpRuntimeError, NotFound
 from ..protocol.payloads import JsonObject
-from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
+from ..runtime.pending_questions import APPROVAL_KIND, CREDENTIAL_KIND, PendingQuestion
 from ..runtime.run import Run
 from ..runtime.run_report import RunReport
 from ..runtime.session import Session
@@ -101,7 +102,7 @@ class TasksExtension(Extension):
         starts_code = params.name == "run_code" and (params.arguments or {}).get("run") is None
         if not starts_code or not self._is_supported_by(ctx):
             return result
-        task = unfinished_run_id(result, can_ask=self._can_ask(ctx))
+        task = unfinished_run_id(result, self._askable_kinds(ctx))
         if task is None:
             return result
         found = await self._runs.lookup.find_run(task)
@@ -111,10 +112,15 @@ class TasksExtension(Extension):
             cursor.keep_run(*found)
         return {"resultType": "task", **await self._build_task_fields(task, "working")}
 
-    def _can_ask(self, ctx: RequestContext) -> bool:
-        """Return whether a person can be asked through the client."""
-        may_ask = self._runs.questions.asks_person and may_approve(ctx)
-        return may_ask and elicitation.supports_forms(ctx.session.client_capabilities)
+    def _askable_kinds(self, ctx: RequestContext) -> frozenset[str]:
+        """Return the kinds of questions that a person can be asked through the client."""
+        capabilities, kinds = ctx.session.client_capabilities, set()
+        if may_approve(ctx):
+            if self._runs.questions.asks_person and elicitation.supports_forms(capabilities):
+                kinds.add(APPROVAL_KIND)
+            if elicitation.can_open_pages(capabilities):
+                kinds.add(CREDENTIAL_KIND)
+        return frozenset(kinds)
 
     def _is_supported_by(self, ctx: RequestContext) -> bool:
         capabilities = ctx.session.client_capabilities
@@ -130,23 +136,21 @@ class TasksExtension(Extension):
         require_client_extension(ctx, self.identifier)
         check_name_header(ctx, params.task_id)
         with convert_errors():
-            cursor, can_ask = self._runs.find_cursor(ctx), self._can_ask(ctx)
-            status, more = await self._load_task_state(cursor, params.task_id, can_ask=can_ask)
+            cursor, kinds = self._runs.find_cursor(ctx), self._askable_kinds(ctx)
+            status, more = await self._load_task_state(cursor, params.task_id, kinds)
             fields = await self._build_task_fields(params.task_id, status)
             return {"resultType": "complete", **fields, **more}
 
     async def _handle_update(self, ctx: RequestContext, params: TaskUpdateParams) -> HandlerResult:
-        """Take the forms that a person has filled in; a form that is not pending is skipped."""
+        """Take what a person has done with forms and pages; one that is not pending is skipped."""
         require_client_extension(ctx, self.identifier)
         check_name_header(ctx, params.task_id)
         with convert_errors():
             check_may_approve(ctx)
             found = await self._runs.lookup.find_run(params.task_id)
-            cursor = self._runs.find_cursor(ctx)
             for name, given in params.input_responses.items():
                 if not isinstance(found, RunReport):
-                    asking_run = self._find_asking_run(found[1])
-                    await self._receive_form(cursor, asking_run, name, given)
+                    await self._receive_response(ctx, self._find_asking_run(found[1]), name, given)
         return {"resultType": "complete"}
 
     async def _handle_cancel(self, ctx: RequestContext, params: TaskParams) -> HandlerResult:
@@ -180,7 +184,7 @@ class TasksExtension(Extension):
         }
 
     async def _load_task_state(
-        self, cursor: DeliveryCursor, task: str, *, can_ask: bool
+        self, cursor: DeliveryCursor, task: str, askable_kinds: Collection[str]
     ) -> tuple[str, JsonObject]:
         """Return the status of a task and the fields that belong to it; raises `NotFound`."""
         found = self._find_finished_run(cursor, task) or await self._runs.lookup.find_run(task)
@@ -199,12 +203,16 @@ class TasksExtension(Extension):
             question.answer is not None for question in asking_run.questions.open_questions.values()
         ):
             return "working", {"statusMessage": run.lifecycle.stage or run.status}
-        questions = self._pending_approvals(cursor, asking_run) if can_ask else []
+        questions = self._select_shown(cursor, asking_run, askable_kinds)
         if questions:
             in_requests = cursor.questions_in_forms(asking_run.id, with_tasks=False)
             if any(question.id in in_requests for question in questions):
                 return "working", {"statusMessage": run.status}  # a person is being asked
-            form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
+            form: ElicitRequestParams
+            if questions[0].asked.kind == APPROVAL_KIND:
+                form = elicitation.build_approval_form(session.handle, run, asking_run, questions)
+            else:
+                form = elicitation.build_page_request(session.handle, run, questions)
             request = to_wire_json(ElicitRequest(params=form))
             form_id, ids = elicitation.form_id(questions), [each.id for each in questions]
             cursor.open_form(form_id, asking_run.id, ids, TASK_FORM_OPEN_S, is_of_task=True)
@@ -262,21 +270,27 @@ class TasksExtension(Extension):
 
     def _find_asking_run(self, run: Run) -> Run:
         """Return the run that asks a person: `run`, or a run of one of its agents."""
-        return next(
-            filter(elicitation.pending_approvals, (run, *self._runs.lookup.agent_runs_of(run))), run
-        )
+        runs = (run, *self._runs.lookup.agent_runs_of(run))
+        return next(filter(elicitation.asks_person, runs), run)
 
-    def _pending_approvals(self, cursor: DeliveryCursor, run: Run) -> list[PendingQuestion]:
-        """Return the approvals that a person has neither answered nor dismissed."""
+    def _select_shown(
+        self, cursor: DeliveryCursor, run: Run, kinds: Collection[str]
+    ) -> list[PendingQuestion]:
+        """Return what one form or page asks, and a person has neither answered nor dismissed."""
         dismissed = cursor.dismissed_questions(run.id)
-        return [
+        pending = [
             each
-            for each in elicitation.pending_approvals(run)
-            if each.answer is None and each.id not in dismissed
+            for each in run.questions.open_questions.values()
+            if each.answer is None and each.id not in dismissed and each.asked.kind in kinds
         ]
+        return elicitation.select_approvals(pending) or elicitation.select_page(pending)
 
-    async def _receive_form(self, cursor: DeliveryCursor, run: Run, name: str, given: Any) -> None:
-        questions = elicitation.questions_of_form(name, self._pending_approvals(cursor, run))
+    async def _receive_response(self, ctx: RequestContext, run: Run, name: str, given: Any) -> None:
+        """Take what a person has done with the form or page `name`; raises `InvalidRequest`."""
+        cursor = self._runs.find_cursor(ctx)
+        shown = self._select_shown(cursor, run, (APPROVAL_KIND,))
+        page = elicitation.questions_of_page(name, run.questions.open_questions.values())
+        questions = elicitation.questions_of_form(name, shown) or page
         if not questions:
             return
         cursor.close_form(name)
@@ -287,16 +301,20 @@ class TasksExtension(Extension):
                 f"The answer to the form {name} is not an elicitation result.",
                 remedy="Send what the client's form has returned.",
             ) from exc
-        if not await self._runs.questions.receive_form(run, questions, result):
+        if questions is page:
+            is_taken = await self._runs.questions.receive_page(ctx, name, run, result)
+        else:
+            is_taken = await self._runs.questions.receive_form(run, questions, result)
+        if not is_taken:
             cursor.dismiss_questions(run.id, [question.id for question in questions])
 
 
-def unfinished_run_id(result: HandlerResult, *, can_ask: bool) -> str | None:
+def unfinished_run_id(result: HandlerResult, askable_kinds: Collection[str]) -> str | None:
     """Return the run in `result`, if it continues by itself or after a person was asked."""
     data = result.structured_content if isinstance(result, CallToolResult) else None
     if data is None:
         return None
-    asks = can_ask and any(wait["kind"] == APPROVAL_KIND for wait in data.get("waiting_for", ()))
+    asks = any(wait["kind"] in askable_kinds for wait in data.get("waiting_for", ()))
     return data["run"] if data["status"] in ("queued", "running") or asks else None
 
 

@@ -99,6 +99,14 @@ class StreamRequest(BodyModel):
     dry_run: Annotated[
         bool, Field(description="Plan the calls that may write, instead of making them.")
     ] = False
+    shows_pages: Annotated[
+        bool,
+        Field(
+            description="A person sees the pages on which missing credentials are stored: the run "
+            "waits for them, and the question has the address. Otherwise the calls that need "
+            "them fail."
+        ),
+    ] = False
     context: Annotated[
         list[str | ContextText | ContextSource] | None,
         Field(
@@ -277,12 +285,14 @@ class QuestionDocument(Document):
     """What a run waits for; `kind` is as in the event `waiting`, or "plan" for a planned call."""
 
     id: str
+    run: str = Field(description="Where it is answered: this run, or one of its sub-agents.")
     kind: Literal["approval", "in_doubt", "question", "credential", "plan"]
     calls: list[CoveredCall]
     prompt: str | None
     answer_schema: Any
     line: int | None
     hints: list[str]
+    url: str | None = Field(description="The page where a person stores the credential.")
     expires_at: datetime | None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from ..journal.rows import UNDONE_FLAG, RunRow, SessionRow
 from ..protocol.truncation import truncate_text
 from ..runtime.call_ledger import LedgerEntry
 from ..runtime.resume import FORK_PURPOSE
-from ..runtime.run_report import PendingQuestionView, RunReport, display_value
+from ..runtime.run_report import RunReport, display_value
 from .api_models import (
     CallDocument,
     MediaDocument,
@@ -29,9 +30,13 @@ MAX_LISTED_PATHS = 1_000
 
 
 def build_run_document(
-    row: RunRow, session: SessionRow, report: RunReport, code: str
+    row: RunRow,
+    session: SessionRow,
+    report: RunReport,
+    code: str,
+    agent_reports: Iterable[RunReport] = (),
 ) -> RunDocument:
-    """Return the document of a run."""
+    """Return the document of a run; `agent_reports` are those of the runs of its agents."""
     value, value_cut = None, False
     if report.value is not None:
         value, value_cut = display_value(report.value, MAX_VALUE_CHARS, None)
@@ -59,7 +64,7 @@ def build_run_document(
         error=None if report.error is None else RunErrorInfo(**report.error),
         calls=[build_call_document(each) for each in report.calls[-MAX_LISTED_CALLS:]],
         call_count=len(report.calls),
-        waiting_for=build_question_documents(report.pending_questions),
+        waiting_for=build_question_documents([report, *agent_reports]),
         changed_files=report.changed_files[:MAX_LISTED_PATHS],
         removed_files=report.removed_files[:MAX_LISTED_PATHS],
         media=[MediaDocument(**each) for each in report.media],
@@ -82,12 +87,14 @@ def build_call_document(entry: LedgerEntry) -> CallDocument:
     )
 
 
-def build_question_documents(questions: Iterable[PendingQuestionView]) -> list[QuestionDocument]:
-    """Return the documents of the first questions that a run waits for."""
+def build_question_documents(reports: Iterable[RunReport]) -> list[QuestionDocument]:
+    """Return the documents of the first questions that runs wait for."""
+    questions = ((report.run_id, each) for report in reports for each in report.pending_questions)
     return [
         QuestionDocument.model_validate(
             {
                 "id": each.id,
+                "run": run_id,
                 "kind": each.kind,
                 "calls": [
                     CoveredCall(target=target, arguments=bound_data(dict(args))[0])
@@ -97,10 +104,11 @@ def build_question_documents(questions: Iterable[PendingQuestionView]) -> list[Q
                 "answer_schema": each.model_request["schema"] if each.model_request else None,
                 "line": each.line,
                 "hints": list(each.hints),
+                "url": each.url or None,
                 "expires_at": None if each.expires is None else to_datetime(each.expires),
             }
         )
-        for each in list(questions)[:MAX_LISTED_QUESTIONS]
+        for run_id, each in islice(questions, MAX_LISTED_QUESTIONS)
     ]
 
 

@@ -109,7 +109,8 @@ class WaitingEvent(BaseRunEvent):
     The question is about call `call`, whose arguments are in its `call_started`. "approval": may it
     be made? "in_doubt": a crash may have interrupted it, is it made again? "question": `prompt` is
     for the client's model, and the answer follows `answer_schema`. "credential": a person has to
-    store one, as `hints` say.
+    store one on the page `url`, or as `hints` say, and the run goes on; the only answer is
+    "decline".
     """
 
     type: Literal["waiting"] = "waiting"
@@ -121,6 +122,7 @@ class WaitingEvent(BaseRunEvent):
     prompt: str | None
     answer_schema: Any
     hints: list[str]
+    url: str | None
     expires_at: datetime
 
 

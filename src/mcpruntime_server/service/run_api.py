@@ -119,6 +119,7 @@ class RunApi:
                 key,
                 detached=True,
                 dry_run=body.dry_run,
+                shows_pages=body.shows_pages,
                 context=read_context(body),
             )
             await run.announce()
@@ -173,7 +174,8 @@ class RunApi:
         if run is None and active is not None:
             run = active[1]
         if run is not None and run.ending.failure is None:
-            return build_run_document(row, session, run.snapshot_report(), run.spec.code)
+            agents = [each.snapshot_report() for each in lookup.agent_runs_of(run)]
+            return build_run_document(row, session, run.snapshot_report(), run.spec.code, agents)
         recorded = await load_recorded_run(self._journal, row)
         report = recorded.report
         report.notes += recorded.damage

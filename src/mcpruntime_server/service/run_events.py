@@ -251,6 +251,7 @@ class EventEncoder:
             prompt=None if request is None else request["prompt"],
             answer_schema=None if request is None else request["schema"],
             hints=event.hints,
+            url=event.url or None,
             expires_at=to_datetime(event.expires_at),
         )
 
