@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -43,7 +44,7 @@ def load_local_config(folder: Path) -> Config:
             "counted": own_server_entry("counted", str(folder / "done")),
         },
     )
-    return load_config(settings)
+    return load_config(str(settings))
 
 
 @pytest.fixture
@@ -113,6 +114,41 @@ async def test_a_background_run_is_awaited_or_cancelled(runtime: RuntimeClient) 
     endless = await session.start("import threading\nthreading.Event().wait()")
     assert not (await runtime.wait(endless.run, wait_s=0.1)).is_finished
     assert (await runtime.cancel(endless.run)).status == "cancelled"
+
+
+async def test_cancelling_the_task_that_waits_interrupts_the_run(runtime: RuntimeClient) -> None:
+    session = runtime.session()
+    async with anyio.create_task_group() as tasks:
+        started = anyio.Event()
+        code = "import threading\nprint('started', flush=True)\nthreading.Event().wait()"
+        tasks.start_soon(partial(session.run, code, on_progress=lambda _: started.set()))
+        await started.wait()
+        tasks.cancel_scope.cancel()
+    assert (await session.run("6 * 7")).value == 42
+    assert [step.status for step in await session.list_steps()] == ["cancelled", "ok"]
+
+
+async def test_two_programs_share_a_data_folder_but_no_session(tmp_path: Path) -> None:
+    config = load_local_config(tmp_path)
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        async with embed_runtime(config) as first, embed_runtime(config) as second:
+            await first.session("sums").run("x = 1")
+            with pytest.raises(Unavailable, match="The session 'sums' is in use"):
+                await second.session("sums").run("x")
+        async with embed_runtime(config) as third:
+            assert (await third.session("sums").run("x")).value == 1
+
+
+async def test_code_becomes_a_skill(runtime: RuntimeClient) -> None:
+    tripled = 'def run(number: int) -> int:\n    """Triple a number."""\n    return 3 * number'
+    draft = await runtime.save_skill(code=tripled, name="triple")
+    assert (draft.state, draft.signature) == ("draft", "(number: int) -> int")
+    assert "It has no recorded case" in draft.reasons[0]
+    tried = await runtime.session().run("from skills.triple.v1 import run\nrun(number=5)")
+    assert tried.value == 15
+    saved = await runtime.save_skill(tried.run)
+    assert (saved.name, saved.version, saved.state) == ("triple", 2, "active")
+    assert [skill["name"] for skill in await runtime.list_skills("triple")] == ["triple"]
 
 
 async def test_a_run_waits_for_a_person_where_the_program_does_not_decide(
