@@ -9,6 +9,7 @@ collapses  exits during a call
 stubborn   ignores the end of stdin and SIGTERM, like its child; writes their pids to argv[2]
 leaving    exits properly, but leaves a grandchild in its group; writes both pids to argv[2]
 daemon     exits properly, but leaves a grandchild in a session of its own; likewise
+hidden     like a daemon, without its environment, and with nothing of the command left
 asks       answers a call with a question
 endless    answers a call with a line that never ends
 shapeless  lists tools that are not valid
@@ -78,15 +79,18 @@ def leave_grandchild() -> None:
         with open(sys.argv[2], "w") as file:
             file.write(f"{os.getppid()} {grandchild}")
         os._exit(0)
-    if mode == "daemon":
+    if mode in ("daemon", "hidden"):
         os.setsid()
+    if mode == "hidden":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.execve("/bin/sleep", ["sleep", "1000"], {})
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         signal.pause()
 
 
 def main() -> None:
-    if mode in ("leaving", "daemon"):
+    if mode in ("leaving", "daemon", "hidden"):
         leave_grandchild()
     if mode == "dies":
         sys.exit("I cannot go on")

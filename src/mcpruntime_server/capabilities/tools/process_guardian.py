@@ -9,10 +9,11 @@ Rule 1: the guardian is a shell of one megabyte that waits for a line from the s
 closes their pipe when the server ends, whatever ended it; the shell then ends the process group of
 the upstream. It needs nothing of Linux alone, so macOS has it, too.
 Rule 2: it is in a session of its own, so that what is sent to the server's group does not reach it.
-Rule 3: what has left the group is known by a mark in its environment, which every process inherits.
-That needs Linux. To adopt orphans instead (`PR_SET_CHILD_SUBREAPER`), the guardian would have to
-stand between the server and each upstream, as an interpreter and not as a shell; and a process that
-wants to hide from its own user can do so either way.
+Rule 3: where the server may make cgroups, an upstream begins in one of its own (`process_cgroup`),
+and everything in it ends: neither a new session, nor a second fork, nor a cleared environment leads
+out of it. Elsewhere, what has left the group is known by a mark in its environment, which every
+process inherits. Both need Linux. To adopt orphans instead (`PR_SET_CHILD_SUBREAPER`), the guardian
+would have to stand between the server and each upstream, as an interpreter of ten megabytes.
 Rule 4: without a shell, upstreams are ended only by the server itself.
 """
 
@@ -22,6 +23,7 @@ import logging
 import secrets
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 
@@ -30,9 +32,12 @@ GUARD = """\
 trap '' HUP INT TERM
 end_marked() {
   found=$(grep -lszxF -e "$MARKED" /proc/[0-9]*/environ | cut -d/ -f3)
+  [ -z "$CGROUP" ] || found="$found $(cat "$CGROUP/cgroup.procs")"
+  found=${found# }
   [ -z "$found" ] || kill -s "$1" $found
 }
 MARKED=$2
+CGROUP=$3
 read -r _ || kill -s TERM -- "-$1"
 end_marked TERM
 if [ -n "$found" ] || kill -s 0 -- "-$1"; then
@@ -40,10 +45,12 @@ if [ -n "$found" ] || kill -s 0 -- "-$1"; then
   kill -s KILL -- "-$1"
   end_marked KILL
   end_marked KILL
+  [ -z "$CGROUP" ] || echo 1 > "$CGROUP/cgroup.kill"
 fi
+[ -z "$CGROUP" ] || rmdir "$CGROUP" || { sleep 1; rmdir "$CGROUP"; }
 """
 SHELL = "/bin/sh"
-PATH = "/usr/bin:/bin"  # of `sleep`, `grep` and `cut`
+PATH = "/usr/bin:/bin"  # of `sleep`, `grep`, `cat`, `cut` and `rmdir`
 NAME = "mcpruntime-server-guardian"  # as lists of processes show it
 END_TIMEOUT_S = 5.0  # for the guardian to end what has left the group
 END_POLL_S = 0.005
@@ -57,14 +64,17 @@ def make_mark() -> dict[str, str]:
 
 
 class ProcessGuardian:
-    """Watches over one process group, and over what has left it with the same `mark`."""
+    """Watches over one process group, and over what has left it.
 
-    def __init__(self, group: int, mark: dict[str, str]) -> None:
+    That is what has the same `mark`, or is in the `cgroup` of the upstream, which it removes.
+    """
+
+    def __init__(self, group: int, mark: dict[str, str], cgroup: Path | None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         [marked] = (f"{name}={value}" for name, value in mark.items())
         try:
             self._process = subprocess.Popen(
-                [SHELL, "-c", GUARD, NAME, str(group), marked],
+                [SHELL, "-c", GUARD, NAME, str(group), marked, str(cgroup or "")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

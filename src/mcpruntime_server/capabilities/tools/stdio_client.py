@@ -30,6 +30,7 @@ from mcp.types import JSONRPCRequest
 from ...config.file_modes import user_umask
 from .direct_requests import DirectRequests
 from .message_reader import READ_CHUNK_BYTES, UpstreamMessageReader
+from .process_cgroup import create_cgroup, enter_cgroup
 from .process_guardian import ProcessGuardian, make_mark
 from .unrequested_messages import MessageFilter
 
@@ -110,8 +111,15 @@ async def open_stdio_client(
     """
     mark = make_mark()
     environment = get_default_environment() | dict(env) | mark
+    cgroup = create_cgroup() if all(map(str.isidentifier, environment)) else None
+    if cgroup is not None:
+        try:
+            command = enter_cgroup(cgroup, command, environment, folder)
+        except OSError:
+            cgroup.rmdir()
+            raise
     process = _start_process(command, environment, folder, errors)
-    guardian = ProcessGuardian(process.pid, mark)
+    guardian = ProcessGuardian(process.pid, mark, cgroup)
     assert process.stdin is not None
     assert process.stdout is not None
     writer = UpstreamMessageWriter(process.stdin.fileno(), messages)
