@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from ..helpers.event_streams import ApiClient, connect_api
 from ..helpers.http_service import HttpService, open_http_service
@@ -15,6 +15,7 @@ from .demo_session import execute_demo, write_demo_settings
 
 CHROMIUM = shutil.which("chromium") or ""
 TIMEOUT_MS = 20_000.0
+expect.set_options(timeout=TIMEOUT_MS)
 WIDE = {"width": 1400, "height": 900}
 
 

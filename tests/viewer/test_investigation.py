@@ -33,10 +33,10 @@ async def test_the_cause_of_a_failure_is_found_and_its_fix_is_proven(tmp_path: P
         await page.fill("#probe-expression", "region, count")  # the line is the one that failed
         await page.click("[data-probe-form] button")
         await expect(page.locator(".code-section")).to_contain_text("ANTARCTICA")
-        await page.click(".crumbs a")
-        await page.fill("[data-search]", "ANTARCTICA")
-        await page.keyboard.press("Enter")
-        await page.click(".found-list a:has-text('regions = ')")
+        await page.click("[data-variables]")  # it counted by `regions`
+        row = page.locator(".variables tr", has=page.locator("code:text-is('regions')"))
+        await expect(row).to_contain_text("ANTARCTICA")
+        await row.locator(f".variable-source >> text=step {CAUSE}").click()
         await expect(page.locator(".panel h2")).to_have_text(f"Step {CAUSE}")
         await page.click("[data-try]")
         code = await page.input_value("#try-code")

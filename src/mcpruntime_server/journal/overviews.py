@@ -18,7 +18,7 @@ from ..errors import JournalFailed, NotFound
 from . import queries
 from .blob_store import BlobStore
 from .events import encode_json
-from .rows import UNDONE_FLAG, SessionRow
+from .rows import FRESH_FLAG, UNDONE_FLAG, SessionRow
 
 SessionState = Literal["waiting", "running", "failed", "idle"]
 
@@ -66,6 +66,15 @@ SELECT_RUN_CODE = f"""
     SELECT {CODE_START} FROM runs JOIN events
         ON events.session_id = runs.session_id AND sequence = first_sequence
     WHERE runs.id = ?"""  # noqa: S608 - made of constants
+SELECT_EXECUTED_CODE = f"""
+    {queries.WITH_LINEAGE}
+    SELECT runs.id, step, status, flags, first.body, first.large_fields, last.body
+    FROM lineage JOIN runs ON runs.id = lineage.id
+        JOIN events AS first
+            ON first.session_id = runs.session_id AND first.sequence = first_sequence
+        LEFT JOIN events AS last
+            ON last.session_id = runs.session_id AND last.sequence = last_sequence
+    ORDER BY distance LIMIT ?2"""  # noqa: S608 - made of constants
 SELECT_SEARCHED = """
     SELECT run_id, kind, body, large_fields FROM events
     WHERE session_id = ?1 AND run_id IS NOT NULL
@@ -106,6 +115,21 @@ class StepFigures:
     are_undone: list[bool] = field(default_factory=list)
     durations_ms: list[float | None] = field(default_factory=list)  # None: it is not finished
     usd: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutedCode:
+    """The code of a run of a lineage; if it failed, `failed_line` is where, 0 if that is not known.
+
+    One that `is_fresh` started without the variables of the run before.
+    """
+
+    run_id: str
+    step: int
+    code: str
+    succeeded: bool
+    failed_line: int
+    is_fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +217,29 @@ def load_code_starts(connection: Connection, run_ids: Sequence[str]) -> list[str
     """Return the beginning of the code of each of these runs, "" where it is not known."""
     found = (connection.execute(SELECT_RUN_CODE, (each,)).fetchone() for each in run_ids)
     return [row[0] or "" if row else "" for row in found]
+
+
+def load_executed_code(
+    connection: Connection, blobs: BlobStore, run_id: str, limit: int
+) -> list[ExecutedCode]:
+    """Return the code of a run and of its nearest ancestors, the newest first.
+
+    It ends before a run whose code cannot be read.
+    """
+    found: list[ExecutedCode] = []
+    rows = connection.execute(SELECT_EXECUTED_CODE, (run_id, limit))
+    for each, step, status, flags, start, large_fields, end in rows:
+        try:
+            code = json.loads(start).get("code", "")
+            if digest := json.loads(large_fields or "{}").get("code"):
+                code = json.loads(blobs.get(digest))
+            error = json.loads(end or "{}").get("error") or {}
+        except (ValueError, AttributeError, RecursionError, *UNREADABLE):
+            break
+        failed_line = error.get("line") or 0
+        is_fresh = FRESH_FLAG in flags.split()
+        found.append(ExecutedCode(each, step, code, status == "ok", failed_line, is_fresh))
+    return found
 
 
 def search_sessions(

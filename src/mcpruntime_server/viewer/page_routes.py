@@ -26,6 +26,7 @@ from .session_pages import SessionListPages
 from .skill_pages import SkillPages
 from .step_lists import StepLists
 from .step_pages import StepPages
+from .variable_sources import VariableSources
 from .viewer_services import ViewerServices
 from .web_access import LOGIN_PATH, PageHandler, WebAccess
 
@@ -49,7 +50,7 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
     """Return the addresses of all pages and of their parts."""
     sessions, steps, lists = SessionListPages(services), StepPages(services), StepLists(services)
     approvals, files, skills = ApprovalPages(services), FilePages(services), SkillPages(services)
-    saving = SavingPages(services)
+    saving, sources = SavingPages(services), VariableSources(services)
     session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
     return [
         PageRoute("/", sessions.show_sessions),
@@ -63,6 +64,7 @@ def list_page_routes(services: ViewerServices) -> list[PageRoute]:
         PageRoute(f"{step_path}/output/size", steps.measure_output, is_page=False),
         PageRoute(f"{step_path}/file", files.download_file),
         PageRoute(f"{step_path}/diff", compress(files.show_diff)),
+        PageRoute(f"{step_path}/sources", compress(sources.list_sources), is_page=False),
         PageRoute(f"{step_path}/skill", compress(saving.preview_skill), RUN),
         PageRoute(f"{step_path}/skill", saving.save_skill, RUN, "POST", is_page=False),
         PageRoute("/skills", skills.show_skills),

@@ -1,12 +1,12 @@
 // Questions to the state after a step, and the variables that it has.
 
 import { find, make } from "./dom.js";
-import { sendJson } from "./http.js";
+import { loadJson, sendJson } from "./http.js";
 
 const CHANGES = { added: "new", changed: "changed", unchanged: "" };
 
 /** Let people ask the state after the step of a panel. */
-export function startQuestions(panel, run) {
+export function startQuestions(panel, session, run) {
   const form = find("[data-ask]", panel);
   if (!form || form.dataset.isStarted) return;
   form.dataset.isStarted = "1";
@@ -15,7 +15,7 @@ export function startQuestions(panel, run) {
     await ask(form, run, find("[data-answers]", panel));
   });
   find("[data-variables]", panel).addEventListener("click", async (event) => {
-    await showVariables(event.currentTarget, run, find("[data-variable-list]", panel));
+    await showVariables(event.currentTarget, session, run, find("[data-variable-list]", panel));
   });
 }
 
@@ -51,11 +51,15 @@ function formatValue(value) {
   return typeof value === "string" ? value : JSON.stringify(value, null, 1);
 }
 
-async function showVariables(button, run, list) {
+async function showVariables(button, session, run, list) {
   button.disabled = true;
   try {
-    const found = await sendJson(`/ui/api/runs/${run}/variables`);
-    list.replaceChildren(buildTable(found));
+    const [found, { sources }] = await Promise.all([
+      sendJson(`/ui/api/runs/${run}/variables`),
+      loadJson(`/s/${session}/${run}/sources`),
+    ]);
+    const describe = (variable) => describeSource(variable, sources, session, run);
+    list.replaceChildren(buildTable(found, describe));
     button.hidden = true;
   } catch (error) {
     list.replaceChildren(make("p", { className: "alert", role: "alert" }, error.message));
@@ -63,8 +67,8 @@ async function showVariables(button, run, list) {
   }
 }
 
-function buildTable(found) {
-  const heads = ["Name", "Type", "Size", "Value"];
+function buildTable(found, describe) {
+  const heads = ["Name", "Type", "Size", "Value", "Set in"];
   const head = make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text))));
   const rows = [...found.variables].sort((a, b) => rank(a) - rank(b)).map((each) =>
     make(
@@ -74,15 +78,36 @@ function buildTable(found) {
       make("td", { className: "faint" }, each.type),
       make("td", { className: "num" }, describeSize(each)),
       make("td", { className: "variable-value" }, make("code", { className: each.value.kind === "error" ? "is-bad" : "" }, each.value.text)),
+      make("td", { className: "variable-source" }, ...describe(each)),
     ),
   );
   for (const name of found.removed) {
     const label = make("td", {}, make("code", {}, name), " ", make("span", { className: "pill pill-error" }, "deleted"));
-    rows.push(make("tr", {}, label, make("td"), make("td"), make("td")));
+    rows.push(make("tr", {}, label, make("td"), make("td"), make("td"), make("td")));
   }
   const frame = make("div", { className: "table-frame", tabIndex: 0, role: "region" }, make("table", { className: "variables" }, head, make("tbody", {}, ...rows)));
   frame.setAttribute("aria-label", "Variables after the step");
   return rows.length ? frame : make("p", { className: "empty small" }, "No variables.");
+}
+
+/** Return what a table says about the step that set a variable, and the one that changed it. */
+function describeSource(variable, sources, session, run) {
+  const known = Object.hasOwn(sources, variable.name) ? sources[variable.name] : null;
+  const isHere = variable.change === "added";
+  if (!known && isHere) return ["this step"];
+  if (!known) {
+    const title = "The recorded code does not say: it was set by exec, import *, a function, or too long ago.";
+    return [make("span", { className: "faint", title }, "unknown")];
+  }
+  const parts = [linkPlace(known.set_in, session, run)];
+  if (variable.change === "changed" && known.set_in.run !== run) parts.push(", changed in this step");
+  else if (known.changed_in) parts.push(", maybe changed in ", linkPlace(known.changed_in, session, run));
+  return parts;
+}
+
+function linkPlace(place, session, run) {
+  const href = place.run === run ? `#L${place.line}` : `/s/${session}/${place.run}#L${place.line}`;
+  return make("a", { href }, place.run === run ? "this step" : `step ${place.step}`);
 }
 
 /** Return where a variable stands: what the step has changed, then data, then code. */

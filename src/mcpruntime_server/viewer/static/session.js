@@ -129,7 +129,7 @@ function startTools(panel, run) {
   if (panel.dataset.hasTools) return;
   panel.dataset.hasTools = "1";
   startProbes(panel, run);
-  startQuestions(panel, run);
+  startQuestions(panel, session, run);
   startChanges(panel, session, run);
   startSaving(panel, session, run);
 }
