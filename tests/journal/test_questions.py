@@ -11,6 +11,7 @@ from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
 from mcpruntime_server.journal.archive import export_session, import_session
 from mcpruntime_server.journal.events import (
     CallStarted,
+    OutputWritten,
     QuestionAnswered,
     QuestionAsked,
     RunFinished,
@@ -54,6 +55,23 @@ async def test_a_queued_run_is_no_step_until_it_starts_and_starts_once(journal: 
         2,
         3,
     ]
+
+
+async def test_what_people_are_asked_is_announced_and_other_events_are_not(
+    journal: Journal,
+) -> None:
+    await begin(journal)
+    announced = journal.next_queue_change()
+    journal.append("s_7", OutputWritten("stdout", "x"), "r_1")
+    assert not announced.is_set()
+    for event in (
+        QuestionAsked("q1", "approval", 1, time.time() + 60),
+        QuestionAnswered("q1", "allow"),
+        RunFinished("ok"),
+    ):
+        announced = journal.next_queue_change()
+        journal.append("s_7", event, "r_1")
+        assert announced.is_set()
 
 
 async def test_a_cancelled_queued_run_does_not_move_the_tip(journal: Journal) -> None:

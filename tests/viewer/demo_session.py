@@ -80,6 +80,12 @@ for region, count in returned.items():
     print(f'{region:<12} {count:>4} {total:>12,.2f}')
     cost[region] = total / count
 cost"""
+REPLACE = """from tools.editor import replace_text
+from tools.orders import query
+product = query(sql='SELECT name, price FROM products ORDER BY id LIMIT 1')[0]
+before = f'# Prices\\n\\n- {product["name"]}: 10.00\\n- Shipping: 4.90\\n'
+after = before.replace('10.00', f'{product["price"]:.2f}').replace('4.90', '5.90')
+replace_text(path='site/prices.md', old_text=before, new_text=after)"""
 REGIONS = ("EMEA", "APAC", "AMER")
 
 
@@ -104,9 +110,10 @@ def write_demo_settings(folder: Path, **more: Any) -> Path:
         mcpServers={
             "orders": upstream_entry("orders", str(folder / "orders.db")),
             "counted": upstream_entry("counted", str(folder / "done")),
+            "editor": upstream_entry("editor"),
         },
         sandbox={"backend": "local", "pool_size": 0},
-        policy={"tools": {"counted.add": "ask"}},
+        policy={"tools": {"counted.add": "ask", "editor.replace_text": "ask"}},
         **more,
     )
     make_orders(folder / "orders.db")
@@ -134,6 +141,7 @@ async def execute_others(api: ApiClient, session: str) -> None:
     await api.execute("sorted({3, 1, 2})", session="scratch")
     ask = "from tools.counted import add\nadd(item='send the report to the whole company').result"
     await api.post("/execute", {"code": ask, "session": "mailing", "wait_s": 1})
+    await api.post("/execute", {"code": REPLACE, "session": "prices-page", "wait_s": 5})
     plan = {"code": ask, "session": "plan", "dry_run": True}
     await api.post("/execute", plan)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import pytest
 from playwright.async_api import expect
 
+from mcpruntime_server.viewer.approval_pages import find_replacements
+
 from .conftest import Viewer
+from .demo_session import REPLACE
 
 ASK = "from tools.counted import add\nadd(item={item!r}).result >= 0"
 
@@ -32,7 +37,7 @@ async def test_a_question_appears_at_once_and_keys_answer_it(viewer: Viewer) -> 
         run = await ask(viewer, "<img src=x>", "keys")
         asked_at = time.monotonic()
         await expect(page.locator("[data-card]")).to_contain_text("<img src=x>")
-        assert time.monotonic() - asked_at < 2.0
+        assert time.monotonic() - asked_at < 1.0
         await page.keyboard.press("j")
         await page.keyboard.press("a")
         await expect(page.locator("[data-card]")).to_have_count(0)
@@ -41,6 +46,57 @@ async def test_a_question_appears_at_once_and_keys_answer_it(viewer: Viewer) -> 
         await page.click("[data-answer=deny]")
         await expect(page.locator("[data-card]")).to_have_count(0)
         assert await finish(viewer, run) == "error"
+
+
+async def test_a_question_says_where_its_text_came_from(viewer: Viewer) -> None:
+    code = """from tools.counted import add
+from tools.orders import query
+customer = query(sql='SELECT email FROM customers ORDER BY id LIMIT 1')[0]['email']
+add(item=f'write to {customer}')"""
+    async with viewer.api() as api:
+        request = {"code": code, "session": "origins", "wait_s": 30}
+        run = (await api.post("/execute", request)).json()["run"]
+    async with viewer.open("/approvals") as page:
+        hint = page.locator("[data-card] .taint")
+        await expect(hint).to_contain_text("item")
+        await expect(hint).to_contain_text("orders.query")
+        await page.click("[data-answer=deny]")
+        await expect(page.locator("[data-card]")).to_have_count(0)
+    assert await finish(viewer, run) == "error"
+
+
+async def test_a_text_that_is_replaced_is_compared_with_the_new_one(viewer: Viewer) -> None:
+    async with viewer.api() as api:
+        request = {"code": REPLACE, "session": "replaced", "wait_s": 30}
+        run = (await api.post("/execute", request)).json()["run"]
+    async with viewer.open("/approvals") as page:
+        card = page.locator("[data-card]")
+        await expect(card.locator(".diff-removed")).to_contain_text(["10.00", "Shipping: 4.90"])
+        await expect(card.locator(".diff-added")).to_contain_text(["", "Shipping: 5.90"])
+        await expect(card.locator(".diff-same").first).to_contain_text("# Prices")
+        await page.click("[data-answer=allow]")
+        await expect(card).to_have_count(0)
+    assert await finish(viewer, run) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        ({"old_text": "a\nb", "new_text": "a\nc"}, [["b", "c"]]),
+        ({"edits": [{"oldText": "x", "newText": "y"}, {"old": "1", "new": "2"}]}, ["xy", "12"]),
+        ({"search": "same", "replace": "same"}, []),
+        ({"old_text": 1, "new_text": "a"}, []),
+        ({"old_text": "a"}, []),
+    ],
+)
+def test_texts_that_replace_others_are_found_by_their_names(
+    arguments: dict[str, Any], changed: list[Any]
+) -> None:
+    found = [
+        [line.text for line in lines if line.kind in ("removed", "added")]
+        for lines in find_replacements(arguments)
+    ]
+    assert found == [list(each) for each in changed]
 
 
 async def test_the_second_of_two_browsers_is_told(viewer: Viewer) -> None:

@@ -44,6 +44,8 @@ from .events import (
     KIND_BY_CLASS,
     Event,
     FileEntry,
+    QuestionAnswered,
+    QuestionAsked,
     RunFinished,
     encoded_fields,
     event_to_json,
@@ -73,6 +75,8 @@ MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `appen
 MEASURE_INTERVAL_S = 60.0  # between two measurements of what a principal has recorded
 SLOW_BACKLOG_BYTES = 8 * 1024 * 1024  # of these events: calls of code wait until they are written
 EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
+QUEUE_KEY = ""  # in the place of a session: what people are asked
+QUEUE_EVENTS = (QuestionAsked, QuestionAnswered, RunFinished)
 CLOSE_TIMEOUT_S = 5.0  # to commit the last events; a disk that takes longer will not recover
 
 Durability = Literal["process", "disk"]  # what a recorded event survives the loss of
@@ -203,10 +207,15 @@ class Journal:
         self._enqueue_event(stored, text, encoded, size_bytes)
         if isinstance(event, RunFinished):
             self._ends_appended += 1
-        changed = self._changes.pop(session_id, None)
+        self._announce_change(session_id)
+        if isinstance(event, QUEUE_EVENTS):
+            self._announce_change(QUEUE_KEY)
+        return stored
+
+    def _announce_change(self, key: str) -> None:
+        changed = self._changes.pop(key, None)
         if changed is not None:
             changed.set()
-        return stored
 
     def check_room(self, session_id: str) -> None:
         """Raise `JournalLimitReached` if a session may record no more."""
@@ -317,6 +326,7 @@ class Journal:
         await self.write(
             lambda rows: mutations.store_answer(rows, run_id, question_id, answer_json)
         )
+        self._announce_change(QUEUE_KEY)
 
     async def request_cancellation(self, run_id: str, by: str) -> None:
         """Let the server that owns the session of a run cancel it, unless it has finished."""
@@ -547,6 +557,13 @@ class Journal:
         if changed is None:
             changed = self._changes[session_id] = anyio.Event()
         return changed
+
+    def next_queue_change(self) -> anyio.Event:
+        """Return what is set when this server appends what people are asked next, or its end.
+
+        Keep it while it is needed. Questions of other servers do not set it.
+        """
+        return self.next_change(QUEUE_KEY)
 
     def owns_session(self, session_id: str) -> bool:
         """Return whether this server appends to a session."""

@@ -18,6 +18,7 @@ from ..errors import NotFound
 from ..journal import overviews
 from ..journal.overviews import SessionOverview
 from ..journal.rows import SessionRow
+from ..journal.store import Journal
 from ..runtime.run_history import RecordedRun, load_recorded_run
 from ..runtime.run_report import PendingQuestionView
 from ..service.authentication import find_principal
@@ -28,7 +29,7 @@ from .text_diffs import DiffLine, compare_texts
 from .value_views import ValueNode, build_tree
 from .viewer_services import ViewerServices
 
-POLL_S = 0.4  # so that a new question is there within a second
+POLL_S = 0.4  # for questions of other servers; those of this one are announced
 MAX_CARDS = 100
 MAX_COVERED = 20  # calls of a plan or an answer that a card shows
 MAX_PLANS = 50
@@ -104,7 +105,7 @@ class ApprovalPages:
 
     async def follow_queue(self, request: Request) -> Response:
         """Stream the changes of the queue."""
-        changes = QueueChanges(self, find_principal(request.scope))
+        changes = QueueChanges(self, self._journal, find_principal(request.scope))
         stopping = self._services.api.is_stopping
         return EventStreamResponse("queue", changes, stopping, PAGE_SECURITY_HEADERS, nullcontext())
 
@@ -166,8 +167,9 @@ class ApprovalPages:
 class QueueChanges:
     """The changes of the queue of one principal, one after the other."""
 
-    def __init__(self, pages: ApprovalPages, principal: str) -> None:
+    def __init__(self, pages: ApprovalPages, journal: Journal, principal: str) -> None:
         self._pages = pages
+        self._journal = journal
         self._principal = principal
         self._sent = ""
         self._count = 0
@@ -175,12 +177,14 @@ class QueueChanges:
     async def next_events(self) -> Sequence[EncodedEvent]:
         """Return the next change, waiting for one."""
         while True:
+            changed = self._journal.next_queue_change()
             found = await self._pages.load_fingerprint(self._principal)
             if found != self._sent:
                 self._sent = found
                 self._count += 1
                 return [EncodedEvent(EventPosition(self._count), "change", b"{}")]
-            await anyio.sleep(POLL_S)
+            with anyio.move_on_after(POLL_S):
+                await changed.wait()
 
 
 def build_card(

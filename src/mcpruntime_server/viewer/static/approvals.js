@@ -8,6 +8,8 @@ import { showTimes } from "./viewer.js";
 const KEYS = { a: "allow", d: "deny", r: "allow_run", s: "allow_session" };
 const DONE = { allow: "Allowed.", allow_run: "Allowed for the run.", allow_session: "Allowed for the session.", deny: "Refused." };
 
+const MAX_PAUSE_MS = 150; // between two updates: a new card is to be there within a second
+
 const queue = find("[data-queue]");
 
 async function refresh() {
@@ -74,4 +76,4 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-followChanges("/approvals/changes", refresh, (text) => announce(text, "error"));
+followChanges("/approvals/changes", refresh, (text) => announce(text, "error"), MAX_PAUSE_MS);

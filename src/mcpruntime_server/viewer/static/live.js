@@ -5,13 +5,14 @@ import { find } from "./dom.js";
 const PATIENCE_MS = 1_500; // before a lost connection is worth a message
 const RETRY_MS = 3_000;
 const MAX_SHARE = 4; // of the time that loading takes, the pause after it
+const MAX_PAUSE_MS = 2_000;
 
 /** Call `onChange` for the current state of something and after every change of it.
  *
  * A page that nobody sees holds no connection: browsers have few for one server.
  */
-export function followChanges(address, onChange, onEnd) {
-  const update = onlyOnce(onChange);
+export function followChanges(address, onChange, onEnd, maxPauseMs = MAX_PAUSE_MS) {
+  const update = onlyOnce(onChange, maxPauseMs);
   let source = null;
   document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
   if (!document.hidden) connect();
@@ -76,7 +77,7 @@ export function showConnection(isOpen) {
 }
 
 /** Return a function that runs `work` once at a time, and once more if it was called meanwhile. */
-function onlyOnce(work) {
+function onlyOnce(work, maxPauseMs) {
   let isRunning = false;
   let isWanted = false;
   return async function run() {
@@ -92,7 +93,7 @@ function onlyOnce(work) {
         console.error(error);
       }
       const took = performance.now() - start;
-      await new Promise((resolve) => setTimeout(resolve, took * MAX_SHARE));
+      await new Promise((resolve) => setTimeout(resolve, Math.min(took * MAX_SHARE, maxPauseMs)));
     }
     isRunning = false;
   };
