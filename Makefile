@@ -18,8 +18,7 @@ env: setup  ## a settings file with every setting, commented out; one that exist
 
 $(READY): requirements-dev.lock pyproject.toml
 	@scripts/make-venv $(PYTHON) .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@scripts/install-packages .venv
 	@touch $@
 
 engine:  ## a Docker engine, installed and started where none answers
@@ -61,8 +60,9 @@ lock: setup  ## requirements-dev.lock, from pyproject.toml
 screenshots: setup browser  ## docs/images
 	.venv/bin/python -m tests.viewer.screenshots
 
-demo: image upstreams  ## the main use on real servers, from nothing
-	@$(BIN)/mcpruntime-server demo
+demo: setup engine  ## the main use on real servers, from nothing; ACT=undo shows one act
+	@scripts/prepare-demo
+	@$(BIN)/mcpruntime-server demo $(if $(ACT),--act $(ACT))
 
 test: image upstreams agents conformance leaderboard openapi deployment-tools browser lint check  ## all tests, lint included
 

@@ -10,6 +10,7 @@ import click
 
 from ..config import Config
 from ..errors import InvalidRequest
+from .demo import ACT_NAMES
 from .options import ConfigSource, json_option, pass_config
 from .progress import show_progress
 from .signals import run_until_signal
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 
 
 @click.command("demo")
+@click.option(
+    "--act",
+    "acts",
+    type=click.Choice(ACT_NAMES),
+    multiple=True,
+    help="Show this part alone. May be repeated.",
+)
 @pass_config
-def demo_command(config: Config) -> int:
-    """Show the main features on real MCP servers, step by step."""
-    from .demo import run_demo
+def demo_command(config: Config, *, acts: tuple[str, ...]) -> int:
+    """Show the main features on real MCP servers, in five acts."""
+    from .demo.scenario import run_demo
 
-    return run_until_signal(run_demo, config)
+    return run_until_signal(run_demo, config, acts)
 
 
 @click.command("doctor")

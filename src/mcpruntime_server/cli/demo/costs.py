@@ -1,6 +1,6 @@
-"""What a run cost, and how much text the same calls would be with one call in each turn.
+"""How much text a run was for a model, and how much the same calls with one in each turn.
 
-Nothing is estimated: times, arguments and results come from the journal. One call a turn counts the
+Nothing is estimated: arguments and results come from the journal. One call a turn counts the
 call (its name and arguments, which the model writes) and its result. Code counts the program and
 the text that `run_code` answered. Both sides leave out the definitions of the tools, and that a
 model reads the whole conversation again in each turn.
@@ -17,21 +17,6 @@ from ...errors import Unavailable
 from .token_count import count_tokens
 
 TOOL_PREFIX = "tools."
-Interval = tuple[float, float]  # seconds
-
-
-@dataclass(frozen=True)
-class TimedCall:
-    """One call of a run: when it was under way, and its text as a turn of its own."""
-
-    target: str
-    span: Interval
-    text: str
-
-    @property
-    def is_tool(self) -> bool:
-        """Whether an upstream answered it, and not the catalogue of tools."""
-        return self.target.startswith(TOOL_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -49,32 +34,30 @@ class TextAmount:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step: milliseconds by phase, and the text for the model, counted in both ways."""
+    """The text of one step for the model, counted in both ways."""
 
-    session_ms: float
-    catalog_ms: float
-    upstream_ms: float
-    code_ms: float
-    total_ms: float
     call_count: int
     as_turns: TextAmount
     as_code: TextAmount
 
 
-def load_calls(events: Iterable[Mapping[str, Any]]) -> list[TimedCall]:
-    """Return the calls of a run from its events, as `runs SESSION RUN --json` prints them."""
+def load_calls(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the tool calls of a run, each as the text of a turn of its own.
+
+    `events` are those of the run, as `runs SESSION RUN --json` prints them. Calls of the catalogue
+    are left out.
+    """
     started: dict[int, Mapping[str, Any]] = {}
-    calls = []
+    texts = []
     for event in events:
         if event["kind"] == "CallStarted":
             started[event["call_id"]] = event
         elif event["kind"] == "CallFinished":
             start = started[event["call_id"]]
-            name = start["target"].removeprefix(TOOL_PREFIX)
-            text = f"{name} {start['args']}\n{format_result(event)}"
-            span = (start["at"], start["at"] + event["duration_ms"] / 1e3)
-            calls.append(TimedCall(start["target"], span, text))
-    return calls
+            if start["target"].startswith(TOOL_PREFIX):
+                name = start["target"].removeprefix(TOOL_PREFIX)
+                texts.append(f"{name} {start['args']}\n{format_result(event)}")
+    return texts
 
 
 def format_result(finished: Mapping[str, Any]) -> str:
@@ -83,20 +66,9 @@ def format_result(finished: Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def compute_cost(
-    calls: Sequence[TimedCall], usage: dict[str, float], total_ms: float, program: str, answer: str
-) -> StepCost:
-    """Return the cost of a run of `program` with this `usage` and the text `answer`."""
-    session = usage["setup_ms"]
-    tools = covered_duration_ms([call.span for call in calls if not call.is_tool])
-    working = covered_duration_ms([call.span for call in calls if call.is_tool])
-    turns = [call.text for call in calls if call.is_tool]
+def compute_cost(turns: Sequence[str], program: str, answer: str) -> StepCost:
+    """Return the cost of a run of `program` with the text `answer`, and with these `turns`."""
     return StepCost(
-        session_ms=session,
-        catalog_ms=tools,
-        upstream_ms=working,
-        code_ms=max(0.0, total_ms - session - tools - working),
-        total_ms=total_ms,
         call_count=len(turns),
         as_turns=measure_texts(turns),
         as_code=measure_texts([program, answer]),
@@ -123,12 +95,3 @@ def sum_amounts(texts: Sequence[TextAmount]) -> TextAmount:
 def format_amount(text: TextAmount) -> tuple[str, str]:
     """Return an amount of text as two cells of a table."""
     return f"{text.characters:,}", "not counted" if text.tokens is None else f"{text.tokens:,}"
-
-
-def covered_duration_ms(spans: Sequence[Interval]) -> float:
-    """Return how long at least one of `spans` was under way; overlaps count once."""
-    total, reached = 0.0, 0.0
-    for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total * 1e3

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from ...server.result_format import USAGE_META_KEY
 from .demo_console import DemoConsole
 
 SESSION_NAME = "demo"
+HEARTBEAT = "still running"  # the progress of a run that prints nothing
 MAX_FORM_LINE_CHARS = 150  # of a line that a person is asked with
 
 
@@ -52,10 +53,15 @@ class DemoFolder:
         """The settings of the demo's server."""
         return self.folder / "server.toml"
 
-    def command_line(self, *arguments: str) -> list[str]:
-        """Return a command line of this program with the demo's settings."""
+    @property
+    def offline_settings(self) -> Path:
+        """The same without MCP servers."""
+        return self.folder / "offline.toml"
+
+    def command_line(self, *arguments: str, settings: Path | None = None) -> list[str]:
+        """Return a command line of this program, by default with the demo's settings."""
         program = str(Path(sys.executable).with_name(APP_NAME))
-        return [program, "--config", str(self.settings), *arguments]
+        return [program, "--config", str(settings or self.settings), *arguments]
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,18 @@ def open_demo_folder() -> Iterator[DemoFolder]:
 
 
 @asynccontextmanager
-async def connect_client(screen: DemoConsole, folder: DemoFolder) -> AsyncIterator[Client]:
+async def connect_client(
+    screen: DemoConsole, folder: DemoFolder, settings: Path | None = None
+) -> AsyncIterator[Client]:
     """Start the server as an MCP client would, and yield the client."""
-    command, *arguments = folder.command_line("--stdio")
+    command, *arguments = folder.command_line("--stdio", settings=settings)
     parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
     started = time.perf_counter()
-    async with Client(parameters, elicitation_callback=partial(approve_request, screen)) as client:
-        tools = (await client.list_tools()).tools
+    async with AsyncExitStack() as stack:
+        with screen.show_wait("starting a server, as a client does"):
+            connection = Client(parameters, elicitation_callback=partial(approve_request, screen))
+            client = await stack.enter_async_context(connection)
+            tools = (await client.list_tools()).tools
         names = ", ".join(tool.name for tool in tools)
         seconds = time.perf_counter() - started
         connected = f"connected over stdio in {seconds:.2f} s"
@@ -116,7 +127,8 @@ async def run_program(
     """Run one program and show its output as it arrives."""
     screen.write_program(program)
     screen.start_clock()
-    step = await call_run_code(screen, client, program, code=program, session=session)
+    with screen.show_wait("running"):
+        step = await call_run_code(screen, client, program, code=program, session=session)
     screen.write_streamed("done" if step.ok else "failed")
     screen.write_line()
     show_outcome(screen, step)
@@ -132,12 +144,16 @@ def show_outcome(screen: DemoConsole, step: DemoStep) -> None:
 
 
 async def call_run_code(
-    screen: DemoConsole, client: Client, written: str, **arguments: Any
+    screen: DemoConsole, client: Client, written: str, *, is_quiet: bool = False, **arguments: Any
 ) -> DemoStep:
-    """Call `run_code` and show its progress; `written` is what the model wrote for it."""
+    """Call `run_code` and show its output, unless `is_quiet`.
+
+    `written` is what the model wrote for it.
+    """
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        screen.write_streamed(message or "")
+        if message and not is_quiet and not message.startswith(HEARTBEAT):
+            screen.write_streamed(message)
 
     started = time.perf_counter()
     answer = await client.call_tool("run_code", arguments, progress_callback=on_progress)
@@ -157,7 +173,8 @@ async def call_replay(
     call = f"replay({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
     screen.write_line(call)
     started = time.perf_counter()
-    answer = await client.call_tool("replay", arguments)
+    with screen.show_wait("replaying"):
+        answer = await client.call_tool("replay", arguments)
     total_ms = (time.perf_counter() - started) * 1e3
     text = join_text(answer)
     result = {"status": "error" if answer.is_error else "ok", **(answer.structured_content or {})}

@@ -1,14 +1,20 @@
-"""How the demo looks in a terminal; a log of it stays readable, because nothing is redrawn."""
+"""How the demo looks in a terminal.
+
+Only a spinner is redrawn while something takes long; without a terminal there is none, so a log of
+the demo stays readable.
+"""
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TextIO
 
 from rich.cells import cell_len
 from rich.padding import Padding
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..console import (
     MIN_RULE_COLUMNS,
@@ -44,6 +50,24 @@ class DemoConsole:
         self.write_line()
         self.write_line(("── ", "dim"), (text, "bold"), (f" {rule}", "dim"))
         self.write_line()
+
+    def write_paragraph(self, text: str) -> None:
+        """Write a text in italics."""
+        for line in textwrap.wrap(text, self._columns - MARGIN_COLUMNS):
+            self.write_line((line, "italic"))
+        self.write_line()
+
+    @contextmanager
+    def show_wait(self, text: str) -> Iterator[None]:
+        """Show in a terminal that something is under way, and since when."""
+        if not self._console.is_terminal:
+            yield
+            return
+        margin = TextColumn(" " * (MARGIN_COLUMNS - 1))
+        columns = (margin, SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            progress.add_task(text, total=None)
+            yield
 
     def write_fact(self, name: str, text: str) -> None:
         """Write a name and a text about it."""

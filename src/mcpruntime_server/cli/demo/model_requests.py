@@ -1,4 +1,4 @@
-"""The part "questions": code asks a model, although the server has no key and no model.
+"""The act "ask": code asks a model, although the server has no key and no model.
 
 The run waits with all its questions at once. The client, whose model ran the code, answers them.
 Here the demo is the client and has no model: a script answers in its place, and the demo says so.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 
-from mcp import Client
-
 from . import programs
 from .costs import format_amount, measure_texts
 from .demo_client import SESSION_NAME, DemoStep, call_run_code, show_outcome
 from .demo_console import DemoConsole
+from .stage import DemoStage
 
 SEVERITY_BY_WORDS = {
     "loss": 5,
@@ -34,9 +33,11 @@ COUNTING_METHOD = (
 )
 
 
-async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
-    """Show code that asks and a client that answers; return the last step."""
-    screen.write_heading("questions without a key: code asks the model of the client that runs it")
+async def ask_client_model(stage: DemoStage) -> bool:
+    """Show code that asks and a client that answers; return whether everything succeeded."""
+    screen, client = stage.screen, stage.client
+    if not await stage.collect():
+        return False
     screen.write_program(programs.JUDGE)
     screen.start_clock()
     asked = await call_run_code(
@@ -50,7 +51,7 @@ async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
         screen.write_streamed("  " + " ".join(question.split()))
     if not questions:
         screen.write_block(asked.text, "red")
-        return asked
+        return False
     screen.write_line()
     screen.write_fact("answered by", ANSWERED_BY_TEXT)
     answers = {name: answer_question(question) for name, question in questions.items()}
@@ -61,7 +62,7 @@ async def ask_client_model(screen: DemoConsole, client: Client) -> DemoStep:
     screen.write_line()
     if done.ok:
         show_savings(screen, [asked, done], list(questions.values()))
-    return done
+    return done.ok
 
 
 def answer_question(question: str) -> str:

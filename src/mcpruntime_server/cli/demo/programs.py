@@ -106,13 +106,6 @@ hour, count = hours.most_common(1)[0]
 f"worst hour in Tokyo: {hour}:00, with {count} of {len(asleep)} hotfixes"
 """
 
-BY_AUTHOR = """\
-authors = Counter(commit["author"].split("<")[0].strip() for commit in hotfixes)
-awake = authors - Counter(commit["author"].split("<")[0].strip() for commit in asleep)
-name, count = awake.most_common(1)[0]
-f"best to be on call with: {name}, {count} of {authors[name]} hotfixes while Tokyo was awake"
-"""
-
 JUDGE = """\
 # How bad was each? That is not written anywhere: a model has to judge. Each subject is asked once.
 said = [re.sub(r"^hotfix\\(\\w+\\): | \\(#\\d+\\)$", "", commit["subject"]) for commit in hotfixes]
@@ -151,21 +144,16 @@ authors = Counter(author.split("<")[0].strip() for author in hotfixes)
 authors.most_common(3)
 """
 
-COMPOSE = """\
+REUSE = """\
 from skills.hotfixes_by_author import run
 
 ENDS = [("01-01", "03-31"), ("04-01", "06-30"), ("07-01", "09-30"), ("10-01", "12-31")]
-year = "2025"
 busiest = {{}}
 for number, (begin, end) in enumerate(ENDS, 1):
-    first, last = f"{{year}}-{{begin}}T00:00:00Z", f"{{year}}-{{end}}T23:59:59Z"
+    first, last = f"2025-{{begin}}T00:00:00Z", f"2025-{{end}}T23:59:59Z"
     authors = run({repository!r}, start_timestamp=first, end_timestamp=last)
-    busiest[f"{{year}} Q{{number}}"] = " ".join(map(str, authors[0])) if authors else "nobody"
+    busiest[f"2025 Q{{number}}"] = " ".join(map(str, authors[0])) if authors else "nobody"
 busiest
-"""
-
-AGAIN = """\
-[skills.busiest_by_quarter({repository!r}, year=str(year)) for year in (2023, 2024)]
 """
 
 
@@ -179,14 +167,9 @@ def skill_task_program(repository: Path) -> str:
     return LEARN.format(repository=str(repository))
 
 
-def composed_task_program(repository: Path) -> str:
-    """Return a program for a larger task, which uses that skill."""
-    return COMPOSE.format(repository=str(repository))
-
-
-def composed_skill_program(repository: Path) -> str:
-    """Return the program that is enough once the larger one is a skill, too."""
-    return AGAIN.format(repository=str(repository))
+def skill_use_program(repository: Path) -> str:
+    """Return a program of another conversation, which uses that skill."""
+    return REUSE.format(repository=str(repository))
 
 
 def report_program(report: Path | None) -> str:

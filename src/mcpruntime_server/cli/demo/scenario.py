@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -17,20 +18,14 @@ from mcp import MCPError
 from ... import APP_NAME
 from ...config import Config
 from ...errors import Unavailable
-from . import programs
+from . import ACT_NAMES, programs
 from .costs import StepCost, compute_cost, format_amount, load_calls, sum_amounts
-from .demo_client import (
-    SESSION_NAME,
-    DemoFolder,
-    DemoStep,
-    connect_client,
-    open_demo_folder,
-    run_program,
-)
+from .demo_client import SESSION_NAME, DemoFolder, DemoStep, connect_client, open_demo_folder
 from .demo_console import DemoConsole
 from .model_requests import ask_client_model
-from .sample_repository import make_repository
+from .sample_repository import COMMIT_COUNT, make_repository
 from .skill_reuse import learn_and_reuse
+from .stage import DemoStage
 from .time_travel import rerun_offline, rewind_and_fork
 from .upstream_servers import find_servers, write_demo_settings
 
@@ -41,37 +36,61 @@ COUNTING_METHOD = (
 )
 
 
-async def run_demo(config: Config) -> int:
-    """Run the demo and return the exit code; raises `Unavailable` if something is missing."""
+@dataclass(frozen=True)
+class Act:
+    """A part of the demo; `why` says in one sentence what it is about."""
+
+    title: str
+    why: str
+    perform: Callable[[DemoStage], Awaitable[bool]]  # returns whether it succeeded
+
+
+async def run_demo(config: Config, act_names: Sequence[str] = ()) -> int:
+    """Run all acts, or those named, and return the exit code.
+
+    Raises `Unavailable` if something is missing.
+    """
     screen = DemoConsole(sys.stdout)
+    names = [name for name in ACT_NAMES if name in (act_names or ACT_NAMES)]
     try:
         with open_demo_folder() as folder:
             servers = find_servers(folder.repository, folder.reports)
             write_demo_settings(folder.settings, config, servers)
+            write_demo_settings(folder.offline_settings, config, {})
             await show_introduction(screen, folder, "files" in servers)
-            steps = await run_session_acts(
-                screen, folder, folder.reports / "hotfixes.md" if "files" in servers else None
-            )
-            if not all(step.ok for step in steps):
-                return 1
-            if not await learn_and_reuse(screen, folder):
-                return 1
-            write_demo_settings(folder.settings, config, {})
-            if not await rerun_offline(screen, folder, steps[0]):
-                return 1
-            await show_costs(screen, folder, steps[:2])
+            report = folder.reports / "hotfixes.md" if "files" in servers else None
+            return await perform_acts(screen, folder, report, names)
     except* MCPError as group:
         raise Unavailable(
             "The demo's server ended early.", remedy="`mcpruntime-server doctor` may say why."
         ) from group
+    return 1
+
+
+async def perform_acts(
+    screen: DemoConsole, folder: DemoFolder, report: Path | None, names: Sequence[str]
+) -> int:
+    """Perform acts in their order, until one fails; return the exit code."""
+    async with connect_client(screen, folder) as client:
+        stage = DemoStage(screen, folder, client, report)
+        for number, name in enumerate(names, 1):
+            act = ACTS[name]
+            screen.write_heading(f"{number}/{len(names)}  {name}: {act.title}")
+            screen.write_paragraph(act.why)
+            if not await act.perform(stage):
+                return 1
+    screen.write_line()
+    screen.write_fact("one act", f"{APP_NAME} demo --act {names[-1]}")
+    screen.write_fact("your own", "the tutorial in docs/tutorial.md, with your own MCP servers")
     return 0
 
 
 async def show_introduction(screen: DemoConsole, folder: DemoFolder, has_files: bool) -> None:
-    """Show the question, the material and the servers."""
+    """Make the material, and show it with the question and the servers."""
     screen.write_heading(f"{APP_NAME} demo")
-    commits = await make_repository(folder.repository)
     screen.write_fact("question", programs.QUESTION)
+    with screen.show_wait(f"making a git repository with {COMMIT_COUNT:,} commits"):
+        commits = await make_repository(folder.repository)
     material = f"{commits:,} commits in three years, by five authors"
     screen.write_fact("material", f"lantern, a git repository created just now: {material}")
     if has_files:
@@ -81,38 +100,20 @@ async def show_introduction(screen: DemoConsole, folder: DemoFolder, has_files: 
         screen.write_fact("", "(without Node, the report goes into the session's workspace)")
 
 
-async def run_session_acts(
-    screen: DemoConsole, folder: DemoFolder, report: Path | None
-) -> list[DemoStep]:
-    """Run two programs in one session, then rewind, fork and ask; return the steps.
-
-    The last step failed if it is not `ok`; then the rest is left out.
-    """
-    async with connect_client(screen, folder) as client:
-        screen.write_heading("step 1: walk through the history, keep what matters")
-        steps = [await run_program(screen, client, programs.collection_program(folder.repository))]
-        if steps[0].ok:
-            screen.write_heading("step 2: the variable `hotfixes` is still there")
-            steps.append(await run_program(screen, client, programs.report_program(report)))
-        if report is not None and steps[-1].ok:
-            screen.write_line()
-            written = await anyio.Path(report).read_text("utf-8")
-            lines = len(written.splitlines())
-            screen.write_line(f"(also in {report.name}, by server-filesystem: {lines} lines)")
-        if steps[-1].ok:
-            steps += await rewind_and_fork(screen, client)
-        if steps[-1].ok:
-            steps.append(await ask_client_model(screen, client))
-    return steps
-
-
-async def show_costs(screen: DemoConsole, folder: DemoFolder, steps: list[DemoStep]) -> None:
-    """Show what the steps cost."""
-    costs = [await compute_step_cost(folder, step) for step in steps]
-    screen.write_heading("what it cost")
-    show_durations(screen, costs)
-    screen.write_line()
-    show_text_amounts(screen, costs)
+async def run_main_programs(stage: DemoStage) -> bool:
+    """Run two programs in one session and show what they cost; return whether they succeeded."""
+    if not await stage.collect(is_shown=True):
+        return False
+    if stage.report is not None:
+        stage.screen.write_line()
+        written = await anyio.Path(stage.report).read_text("utf-8")
+        lines = len(written.splitlines())
+        by = "by server-filesystem, after a person had approved it"
+        stage.screen.write_line(f"(also in {stage.report.name}, {by}: {lines} lines)")
+    stage.screen.write_line()
+    costs = [await compute_step_cost(stage.folder, step) for step in stage.collected]
+    show_text_amounts(stage.screen, costs)
+    return True
 
 
 async def compute_step_cost(folder: DemoFolder, step: DemoStep) -> StepCost:
@@ -121,25 +122,7 @@ async def compute_step_cost(folder: DemoFolder, step: DemoStep) -> StepCost:
         folder.command_line("runs", SESSION_NAME, step.result["run"], "--json"), stderr=None
     )
     events = map(json.loads, printed.stdout.splitlines())
-    return compute_cost(
-        load_calls(events), step.result["usage"], step.total_ms, step.program, step.text
-    )
-
-
-def show_durations(screen: DemoConsole, costs: Sequence[StepCost]) -> None:
-    """Show where the time went, with a column for each step."""
-    phases = (
-        ("a sandbox for the session", [cost.session_ms for cost in costs]),
-        ("starting upstream servers, making shims", [cost.catalog_ms for cost in costs]),
-        ("upstream calls under way", [cost.upstream_ms for cost in costs]),
-        ("everything else: code, relay, protocol", [cost.code_ms for cost in costs]),
-        ("total, as the client saw it", [cost.total_ms for cost in costs]),
-    )
-    rows = []
-    for name, values in phases:
-        rows.append((name, *(f"{ms:,.0f}" for ms in (*values, sum(values)))))
-    steps = [f"step {number}" for number in range(1, len(costs) + 1)]
-    screen.write_table(["milliseconds", *steps, "both"], rows)
+    return compute_cost(load_calls(events), step.program, step.text)
 
 
 def show_text_amounts(screen: DemoConsole, costs: Sequence[StepCost]) -> None:
@@ -155,3 +138,32 @@ def show_text_amounts(screen: DemoConsole, costs: Sequence[StepCost]) -> None:
     screen.write_table(["", "turns", "characters", "cl100k tokens"], rows)
     screen.write_line()
     screen.write_fact("counted", COUNTING_METHOD)
+
+
+ACTS = {
+    "program": Act(
+        "three years of history, and only the answer comes back",
+        "With one tool call a turn, a model would read every commit; a program reads them for it.",
+        run_main_programs,
+    ),
+    "undo": Act(
+        "a step destroys what was collected",
+        "Code makes mistakes: each step can be undone, with its variables and files.",
+        rewind_and_fork,
+    ),
+    "ask": Act(
+        "code asks the model of the client that runs it",
+        "Some questions need judgement: code asks all of them at once, without an API key.",
+        ask_client_model,
+    ),
+    "skill": Act(
+        "a run becomes a function of the next conversation",
+        "What worked is worth keeping: it is tested in a clean sandbox, and imported from then on.",
+        learn_and_reuse,
+    ),
+    "replay": Act(
+        "the first program once more, with every MCP server off",
+        "What an agent did can be proven: a run repeats itself from the journal alone.",
+        rerun_offline,
+    ),
+}

@@ -1,66 +1,58 @@
-"""The part "rewind and fork": a step destroys data, is undone, and two forks continue from there.
+"""The acts "undo" and "replay": a step is undone, a fork continues, and a run repeats itself.
 
-It runs in the session of the steps before, so the data that is lost and restored is theirs.
+The act "undo" works on the data of the main programs, so what is lost and restored is theirs.
 """
 
 from __future__ import annotations
 
-from mcp import Client
-
 from . import programs
-from .demo_client import (
-    SESSION_NAME,
-    DemoFolder,
-    DemoStep,
-    call_replay,
-    connect_client,
-    run_program,
-)
+from .demo_client import SESSION_NAME, DemoStep, call_replay, connect_client, run_program
 from .demo_console import DemoConsole
+from .stage import DemoStage
 
-SAVED_STEP = 3  # the rewind and both forks go back to its end
+SAVED_STEP = 3  # the rewind and the fork go back to its end
+FORK_NAME = "by hour"
 
 
-async def rewind_and_fork(screen: DemoConsole, client: Client) -> list[DemoStep]:
-    """Destroy the data, restore it, and continue in two forks; return the steps.
-
-    The last step failed if it is not `ok`; then the rest is left out.
-    """
-    steps: list[DemoStep] = []
-    screen.write_heading("rewind and fork: step 4 destroys what was collected")
+async def rewind_and_fork(stage: DemoStage) -> bool:
+    """Destroy the data, restore it, and continue in a fork; return whether everything succeeded."""
+    screen, client = stage.screen, stage.client
+    if not await stage.collect():
+        return False
     for program in (programs.SAVE, programs.SPOIL):
-        steps.append(await run_program(screen, client, program))
+        if not (await run_program(screen, client, program)).ok:
+            return False
         screen.write_line()
-        if not steps[-1].ok:
-            return steps
-    steps.append(await call_replay(screen, client, "rewind", SESSION_NAME, step=SAVED_STEP))
-    screen.write_line()
-    steps.append(await run_program(screen, client, programs.LOOK))
-    show_timing(screen, "rewind", steps[-2:])
-    for name, program in (("by hour", programs.BY_HOUR), ("by author", programs.BY_AUTHOR)):
-        if not all(step.ok for step in steps):
-            break
+    moves: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+        ("rewind", SESSION_NAME, programs.LOOK, {}),
+        ("fork", FORK_NAME, programs.BY_HOUR, {"name": FORK_NAME}),
+    )
+    for action, session, program, options in moves:
+        moved = await call_replay(screen, client, action, SESSION_NAME, step=SAVED_STEP, **options)
         screen.write_line()
-        steps.append(
-            await call_replay(screen, client, "fork", SESSION_NAME, step=SAVED_STEP, name=name)
-        )
+        if not moved.ok:
+            return False
+        ran = await run_program(screen, client, program, session)
+        if not ran.ok:
+            return False
+        show_timing(screen, action, moved, ran)
         screen.write_line()
-        steps.append(await run_program(screen, client, program, name))
-        show_timing(screen, "fork", steps[-2:])
-    return steps
+    return True
 
 
-def show_timing(screen: DemoConsole, what: str, steps: list[DemoStep]) -> None:
+def show_timing(screen: DemoConsole, what: str, moved: DemoStep, ran: DemoStep) -> None:
     """Show how long a rewind or a fork and the run after it took."""
-    moved, ran = (step.total_ms for step in steps)
-    times = f"{what} {moved:.1f} ms, the run after it {ran:.1f} ms"
+    times = f"{what} {moved.total_ms:.1f} ms, the run after it {ran.total_ms:.1f} ms"
     screen.write_line(f"({times}, variables and files included)")
 
 
-async def rerun_offline(screen: DemoConsole, folder: DemoFolder, first: DemoStep) -> bool:
+async def rerun_offline(stage: DemoStage) -> bool:
     """Rerun the first step without any upstream server; return whether that succeeded."""
-    screen.write_heading("rerun: step 1 once more, with every upstream server off")
-    async with connect_client(screen, folder) as client:
+    if not await stage.collect():
+        return False
+    first = stage.collected[0]
+    screen, folder = stage.screen, stage.folder
+    async with connect_client(screen, folder, folder.offline_settings) as client:
         again = await call_replay(screen, client, "rerun", SESSION_NAME, step=1)
     if again.ok:
         calls = sum(line.get("times", 1) for line in again.result.get("calls", ()))
