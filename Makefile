@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup install-dev env engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: help setup install-dev env engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 help:  ## these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ docs: setup  ## the documentation, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "The documentation is in site/index.html. With its search: $(BIN)/python -m http.server --directory site"
 
+packages: setup  ## dist/: wheel, sdist, the bundle for MCP clients, SBOM and licences
+	@scripts/build-packages
+
+package-tools:  ## the validator of bundles for MCP clients
+	@scripts/package-tools
+
 # The exact versions of all packages of development, from the ranges in pyproject.toml. UPGRADE=1 takes newer ones.
 lock: setup  ## requirements-dev.lock, from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra otel --group dev \
@@ -64,7 +70,7 @@ demo: setup engine  ## the main use on real servers, from nothing; ACT=undo show
 	@scripts/prepare-demo
 	@$(BIN)/mcpruntime-server demo $(if $(ACT),--act $(ACT))
 
-test: image upstreams agents conformance leaderboard openapi deployment-tools browser lint check  ## all tests, lint included
+test: image upstreams agents conformance leaderboard openapi deployment-tools browser package-tools lint check  ## all tests, lint included
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
