@@ -79,8 +79,8 @@ async def test_names_that_cannot_be_shown_have_no_links(server: ServerConnection
 
 
 async def test_a_large_file_is_not_a_resource(server: ServerConnection) -> None:
-    await server.run("open('big', 'wb').truncate((16 << 20) + 1)", "s")
-    with pytest.raises(MCPError, match="at most 16,777,216"):
+    await server.run("open('big', 'wb').truncate((1 << 20) + 1)", "s")
+    with pytest.raises(MCPError, match="at most 1,048,576"):
         await server.client.read_resource("workspace://s/big")
 
 

@@ -59,12 +59,15 @@ class CallJournal:
         self._open_keys: dict[int, CallKey] = {}  # by number; of calls that have no end yet
         self._has_gap = False  # the code has seen an answer that the journal could not take
 
-    def start_call(self, call: Call, args: str, effect: str, *, is_listed: bool) -> int:
+    def start_call(
+        self, call: Call, args: str, effect: str, *, is_listed: bool, digest: str | None = None
+    ) -> int:
         """Journal the start of `call`, whose arguments as canonical JSON are `args`.
 
-        Return its number; raises `ValueError` if it cannot be journaled.
+        `digest` is what `digest_args` returns for them, if that is known. Return the number of the
+        call; raises `ValueError` if it cannot be journaled.
         """
-        occurrence = call.target, digest_args(args)
+        occurrence = call.target, digest or digest_args(args)
         nth = self._occurrences[occurrence]
         self._occurrences[occurrence] += 1
         self._call_count += 1

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from ..config import Verdict
@@ -35,7 +36,7 @@ from ..journal.events import (
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.payloads import JsonObject
 from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_surrogates
-from .call_journal import CallJournal
+from .call_journal import CallJournal, digest_args
 from .call_ledger import LedgerEntry, measure_json
 from .observer import NO_OBSERVERS, ObservedCall, Observers
 from .pending_questions import (
@@ -445,11 +446,16 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
         message = f"{call.target}: the arguments have more than {limit:,} characters."
         raise CallFailed("too_large", message)
     try:
-        args = canonical_json(call.args)
-        if len(args) > MAX_TURN_CHARS:
+        args, digest = canonical_json(call.args), None
+        is_large = len(args) > MAX_TURN_CHARS
+        if is_large:  # each step takes the event loop some milliseconds: no two at once
+            digest = await to_thread.run_sync(digest_args, args)
+        number = call_journal.start_call(
+            call, args, route.effect_of(call.target), is_listed=route.is_listed, digest=digest
+        )
+        if is_large:
             await checkpoint()
-        effect = route.effect_of(call.target)
-        return call_journal.start_call(call, args, effect, is_listed=route.is_listed)
+        return number
     except ValueError as exc:
         message = f"{call.target}: the arguments are not JSON data: {exc}"
         raise CallFailed("invalid_arguments", message) from exc

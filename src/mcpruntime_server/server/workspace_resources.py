@@ -9,6 +9,7 @@ import mimetypes
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote, unquote
 
+from anyio import to_thread
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.types import Resource, ResourceLink, ResourceTemplate
 
@@ -20,7 +21,7 @@ from .resources import to_resource_contents
 
 WORKSPACE_SCHEME = "workspace://"
 MAX_LISTED_FILES = 100  # of the session used last; the template gives the addresses of all others
-MAX_RESOURCE_BYTES = 16 << 20  # a client holds all of it, and as base64
+MAX_RESOURCE_BYTES = 1 << 20  # one message: to build it takes the event loop 5 ms a megabyte
 MAX_LINKS = 10  # in the result of one run; it names the other files
 
 
@@ -80,7 +81,8 @@ class WorkspaceResources:
                 f"{MAX_RESOURCE_BYTES:,}.",
                 remedy="Copy it to the user's machine: export(path) in code.",
             )
-        return to_resource_contents(path, await journal.get_blob(entry["digest"]))
+        data = await journal.get_blob(entry["digest"])
+        return await to_thread.run_sync(to_resource_contents, path, data)
 
 
 def workspace_uri(session: str, path: str) -> str:

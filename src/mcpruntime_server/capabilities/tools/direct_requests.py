@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
+from anyio.lowlevel import checkpoint
 from mcp import Client, MCPError, types
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
@@ -34,6 +35,7 @@ from .large_answers import (
     ToolContract,
     parse_page,
 )
+from .message_limits import LARGE_BYTES
 
 FIRST_REQUEST_ID = 2**30  # far from the SDK's ids, which count from 1, and still 32 bits
 CANCEL_TIMEOUT_S = 1.0  # to tell a server that does not read that a request was given up
@@ -208,11 +210,14 @@ class DirectRequests:
                 return  # nobody waits for the answer
 
     async def _write(self, message: Mapping[str, Any]) -> None:
-        if self._write_line is None:
+        write_line = self._write_line
+        if write_line is None:
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE)
         text = json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False, separators=(",", ":"))
+        if len(text) > LARGE_BYTES:  # to encode it, and to write it, take some milliseconds each
+            await checkpoint()
         try:
-            await self._write_line(text.encode("utf-8", "replace") + b"\n")
+            await write_line(text.encode("utf-8", "replace") + b"\n")
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE) from None
 
