@@ -81,7 +81,7 @@ os.path.getsize('large.bin')""",
     "a timeout": """
 import requests
 try:
-    requests.get(U + '/slow', timeout=0.3)
+    requests.get(U + "/slow", timeout=1.5)
 except requests.ReadTimeout as exc:
     found = type(exc).__name__
 found""",
@@ -568,3 +568,113 @@ async def wait_until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(TEST_TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - no event signals it
             await anyio.sleep(0.01)
+
+
+KEPT_PROGRAMS = {
+    "requests": """
+import requests
+session = requests.Session()
+found = [session.get(U + '/count').text for _ in range(4)]""",
+    "httpx": """
+import httpx
+session = httpx.Client()
+found = [session.get(U + '/count').headers['connection'] for _ in range(4)]""",
+    "http.client": """
+import http.client, os, ssl
+host, _, port = U.removeprefix('https://').partition(':')
+proxy = os.environ['https_proxy'].removeprefix('http://').split(':')
+session = http.client.HTTPSConnection(*proxy, context=ssl.create_default_context())
+session.set_tunnel(host, int(port))
+def get():
+    session.request('GET', '/count')
+    answer = session.getresponse()
+    return answer.headers['connection'], len(answer.read()) > 0
+found = [get() for _ in range(4)]""",
+}
+
+
+async def test_a_connection_serves_the_requests_of_code_that_is_alone(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = program(web, KEPT_PROGRAMS["httpx"])
+    assert await connection.evaluate(code + "\nfound", "alone") == ["keep-alive"] * 4
+    code = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+before = session.get(U + '/count').headers['connection']
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda _: session.get(U + '/count').headers['connection'], range(8)))
+before, sorted(set(found)), session.get(U + '/count').headers['connection']"""
+    shared = await connection.run(program(web, code), "alone")
+    assert shared.value == ["keep-alive", ["close"], "keep-alive"], shared.text
+    again = await connection.replay("rerun", "alone", run=shared.run)
+    assert (again.status, again.value) == ("ok", shared.value), again.text
+
+
+@pytest.mark.parametrize("name", KEPT_PROGRAMS)
+async def test_no_kept_connection_outlives_its_run(
+    connection: ServerConnection, web: WebServer, name: str
+) -> None:
+    session = f"outlives-{list(KEPT_PROGRAMS).index(name)}"
+    await connection.evaluate(program(web, KEPT_PROGRAMS[name]), session)
+    read = "get()[1]" if name == "http.client" else "session.get(U + '/count').status_code == 200"
+    code = """
+import os
+def list_sockets():
+    found = (f'/proc/self/fd/{each}' for each in os.listdir('/proc/self/fd') if int(each) < 100)
+    return [path for path in found if os.path.exists(path) and 'socket' in os.readlink(path)]
+list_sockets()"""
+    assert await connection.evaluate(code, session) == []
+    assert await connection.evaluate(read, session) is True
+    fork = await connection.replay("fork", session, step=1)
+    assert await connection.evaluate(read, fork.session) is True
+    assert await connection.evaluate(read, session) is True
+
+
+async def test_a_fork_of_code_does_not_share_a_kept_connection(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import httpx, os
+session = httpx.Client()
+first = session.get(U + '/count').status_code
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        try:
+            os._exit(session.get(U + '/count').status_code != 200)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    first = session.get(U + '/count').status_code
+first"""
+    assert await connection.evaluate(program(web, code), "forks") == 200
+
+
+async def test_an_answer_that_is_still_read_survives_the_end_of_its_run(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import requests
+session = requests.Session()
+session.get(U + '/count').text
+answer = session.get(U + '/table.csv', stream=True)
+answer.status_code"""
+    assert await connection.evaluate(program(web, code), "streams") == 200
+    assert await connection.evaluate("answer.text.splitlines()[1]", "streams") == "Oslo,709000"
+    assert await connection.evaluate("session.get(U + '/count').ok", "streams") is True
+
+
+async def test_a_release_by_code_harms_its_own_connections_only(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import httpx, os, socket
+session = httpx.Client()
+session.get(U + '/count')
+host, port = os.environ['https_proxy'].rpartition('/')[2].split(':')
+with socket.create_connection((host, int(port)), 5) as sock:
+    sock.sendall(b'RELEASE * HTTP/1.1\\r\\n\\r\\n')
+    named = sock.recv(1000).count(b'\\n')
+named, session.get(U + '/count').status_code"""
+    assert await connection.evaluate(program(web, code), "release") == [1, 200]

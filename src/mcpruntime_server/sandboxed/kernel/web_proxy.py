@@ -7,7 +7,8 @@ arguments of a call, and decides there what may be asked for.
 
 Rule 1: a process of its own, which the supervisor forks when code connects for the first time. It
 talks to code and to the supervisor, and to nobody else.
-Rule 2: one request per connection, so that no copy of the interpreter shares one that is in use.
+Rule 2: a connection serves further requests only where code says that nobody else can use it (see
+`connection_order`), so that no copy of the interpreter shares one that is in use.
 Rule 3: whatever fails is an HTTP answer whose text says why. A request that code no longer waits
 for is abandoned, like any other call.
 """
@@ -27,11 +28,13 @@ from . import connection_order
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Tuple
+    from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Set, Tuple
 
     from ...protocol.payloads import JsonObject
+    from .connection_order import Address
 
 MAX_CONNECTIONS = 64  # at once; others wait in the backlog
+MAX_KEPT = 8  # of those, idle until their code asks again
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 MAX_INLINE_BYTES = 256 * 1024  # of a body that is an argument; a larger one is sent in pieces
@@ -43,6 +46,7 @@ MAX_LINGER_BYTES = 1024 * 1024
 UPLOAD_TARGET = "uploads.piece"
 DOWNLOAD_TARGET = "downloads.piece"
 TLS_HANDSHAKE = b"\x16"
+RELEASE_METHOD = connection_order.RELEASE_REQUEST.split()[0].decode()
 LAST_CHUNK = b"0\r\n\r\n"
 TLS_ALERT = b"\x15"
 
@@ -248,6 +252,58 @@ class TlsContexts:
         return context
 
 
+class KeptConnections:
+    """The connections that wait for another request. Safe in any thread.
+
+    Code that has read an answer may release it before its thread here knows that it was sent: so
+    the thread says when it begins to send the last part.
+    """
+
+    def __init__(self) -> None:
+        self._update = threading.Condition()
+        self._ending: Set[Address] = set()  # those whose last part is being sent
+        self._idle: Dict[Address, socket.socket] = {}  # by the address of the client's end
+        self.generation = 0  # those that began before the last release are not kept
+
+    def has_room(self, generation: int) -> bool:
+        """Return whether a connection of a generation may be kept."""
+        return generation == self.generation and len(self._idle) < MAX_KEPT
+
+    def begin_last_part(self, address: Address) -> None:
+        """Note that code may have the whole answer from now on."""
+        with self._update:
+            self._ending.add(address)
+
+    def add(self, address: Address, sock: socket.socket, generation: int) -> bool:
+        """Note that a connection is idle; return whether it is kept."""
+        with self._update:
+            self._ending.discard(address)
+            self._update.notify_all()
+            if generation == self.generation:
+                self._idle[address] = sock
+            return generation == self.generation
+
+    def remove(self, address: Address) -> bool:
+        """Note that a connection is not idle; return whether it may be used."""
+        with self._update:
+            self._ending.discard(address)
+            self._update.notify_all()
+            return self._idle.pop(address, None) is not None
+
+    def release(self) -> bytes:
+        """Close all idle connections; return the addresses of their clients, one a line."""
+        with self._update:
+            self._update.wait_for(lambda: not self._ending, LINGER_S)
+            self.generation += 1
+            released, self._idle = self._idle, {}
+        for sock in released.values():
+            try:
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client has closed it
+        return "".join(f"{host} {port}\n" for host, port in released).encode()
+
+
 class RequestHead:
     """The request line and the headers of a request; HTTP/1.0 does not read chunks."""
 
@@ -335,16 +391,25 @@ def split_host(netloc: str) -> str:
 
 
 class ClientConnection:
-    """One connection of code to the proxy: one request, and its answer.
+    """One connection of code to the proxy: a request and its answer, or several if it is kept.
 
-    `order` tells it apart from others at the same time; 0 if nothing does.
+    The number in the client's address tells it apart from others at the same time.
     """
 
     def __init__(
-        self, sock: socket.socket, order: int, channel: ProxyChannel, contexts: TlsContexts
+        self,
+        sock: socket.socket,
+        address: Address,
+        channel: ProxyChannel,
+        contexts: TlsContexts,
+        kept: KeptConnections,
     ) -> None:
         self._sock = sock
-        self._order = order
+        self._address = address
+        self._order = connection_order.read_order(address[0])
+        self._kept = kept
+        self._generation = kept.generation
+        self._tunnel = ""
         self._channel = channel
         self._contexts = contexts
         self._buffer = bytearray()
@@ -352,10 +417,11 @@ class ClientConnection:
         self._has_answered = False  # the head of an answer has been sent
 
     def serve(self) -> None:
-        """Answer the request; never raises."""
+        """Answer the requests; never raises."""
         try:
             self._sock.settimeout(CLIENT_TIMEOUT_S)
-            self._answer_request()
+            while self._answer_request() and self._wait_for_request():
+                self._order = connection_order.next_order(self._order)
         except RequestRefused as exc:
             self._send_failure(exc.status, "Refused", str(exc))
         except CallRefused as exc:
@@ -364,24 +430,46 @@ class ClientConnection:
         except (ClientGone, OSError, EOFError):
             pass
         finally:
+            self._kept.remove(self._address)
             self._waiter.close()
             self._sock.close()
 
-    def _answer_request(self) -> None:
+    def _answer_request(self) -> bool:
+        """Answer a request; return whether another one may follow."""
+        self._has_answered = False
         head = self._read_head()
-        tunnel = ""
-        if head.method == "CONNECT":
-            tunnel = head.target
-            self._start_tls(tunnel)
+        if head.method == RELEASE_METHOD:
+            self._sock.sendall(self._kept.release())
+            return False
+        if head.method == "CONNECT" and not self._tunnel:
+            self._tunnel = head.target
+            self._start_tls(self._tunnel)
             head = self._read_head()
-        url = build_url(head, tunnel)
+        url = build_url(head, self._tunnel)
         args: JsonObject = {"url": url, "headers": head.forwarded_headers()}
         body = self._read_whole_body(head)
         if body:
             args["body"] = body
         host = url.partition("://")[2].partition("/")[0].partition("?")[0].lower()
         answer = self._call(f"web.{head.method} {host}", args)
-        self._send_answer(head, answer)
+        return self._send_answer(head, answer)
+
+    def _wait_for_request(self) -> bool:
+        """Wait for another request on a connection that is kept; return whether there is one."""
+        if self._buffer:
+            return False  # it was sent before the answer: no library of ours does that
+        if not self._kept.add(self._address, self._sock, self._generation):
+            return self._finish()
+        self._read_more()
+        return self._kept.remove(self._address)
+
+    def _may_keep(self, head: RequestHead) -> bool:
+        return (
+            connection_order.may_be_kept(self._order)
+            and head.reads_chunks
+            and head.find_value("connection").lower() in ("", "keep-alive")
+            and self._kept.has_room(self._generation)
+        )
 
     def _call(self, target: str, args: JsonObject, data: bytes = b"") -> Any:
         return self._channel.call_host(self._waiter, self._sock, target, args, data, self._order)
@@ -469,14 +557,16 @@ class ClientConnection:
 
     # answering ------------------------------------------------------------------------------------
 
-    def _send_answer(self, head: RequestHead, answer: Mapping[str, Any]) -> None:
+    def _send_answer(self, head: RequestHead, answer: Mapping[str, Any]) -> bool:
+        """Send an answer; return whether another request may follow."""
+        keeps = self._may_keep(head)
         status, more = answer["status"], answer.get("more")
         body = decode_body(answer.get("body") or {})
         headers = [(name, value) for name, value in answer["headers"]]
         if head.method == "HEAD" or status in BODILESS_STATUSES:
-            self._send_head(status, answer["reason"], headers)
-            self._finish()
-            return
+            self._begin_last_part(keeps)
+            self._send_head(status, answer["reason"], headers, keeps=keeps)
+            return keeps or self._finish()
         length = len(body) if more is None else answer.get("length")
         # Many clients take the end of a connection for the end of a body that has neither a length
         # nor chunks, so that they would not notice one that is cut short.
@@ -486,26 +576,41 @@ class ClientConnection:
             body = encode_chunk(body)
         elif length is not None:
             headers.append(("Content-Length", str(length)))
-        self._send_head(status, answer["reason"], headers, body)
+        if more is None:
+            self._begin_last_part(keeps)
+            body += LAST_CHUNK if is_chunked else b""
+        self._send_head(status, answer["reason"], headers, body, keeps=keeps)
         piece = 0
         while more is not None:
             part = self._call(DOWNLOAD_TARGET, {"response": more, "piece": piece})
             body = decode_body(part["body"])
-            self._sock.sendall(encode_chunk(body) if is_chunked else body)
+            if is_chunked:
+                body = encode_chunk(body) + (LAST_CHUNK if part["is_last"] else b"")
+            if part["is_last"]:
+                self._begin_last_part(keeps)
+            self._sock.sendall(body)
             piece += 1
             if part["is_last"]:
                 break
-        if is_chunked:
-            self._sock.sendall(LAST_CHUNK)
-        self._finish()
+        return keeps or self._finish()
+
+    def _begin_last_part(self, keeps: bool) -> None:
+        if keeps:
+            self._kept.begin_last_part(self._address)
 
     def _send_head(
-        self, status: int, reason: str, headers: List[Tuple[str, str]], body: bytes = b""
+        self,
+        status: int,
+        reason: str,
+        headers: List[Tuple[str, str]],
+        body: bytes = b"",
+        *,
+        keeps: bool = False,
     ) -> None:
         """Send the head of an answer with the beginning of its body, in one piece."""
         lines = [f"HTTP/1.1 {status} {reason}"]
         lines += [f"{name}: {value}" for name, value in headers]
-        lines += ["Connection: close", "", ""]
+        lines += ["Connection: keep-alive" if keeps else "Connection: close", "", ""]
         self._has_answered = True
         self._sock.sendall("\r\n".join(lines).encode("latin-1", "replace") + body)
 
@@ -526,8 +631,11 @@ class ClientConnection:
         except OSError:
             pass
 
-    def _finish(self) -> None:
-        """Close this end, and give the client time to read: unread bytes would reset it."""
+    def _finish(self) -> bool:
+        """Close this end, and give the client time to read: unread bytes would reset it.
+
+        Return that no request may follow.
+        """
         self._sock.settimeout(LINGER_S)
         if isinstance(self._sock, ssl.SSLSocket):
             self._sock = self._sock.unwrap()
@@ -536,8 +644,9 @@ class ClientConnection:
         while left > 0:
             data = self._sock.recv(READ_BYTES)
             if not data:
-                return
+                break
             left -= len(data)
+        return False
 
 
 def encode_chunk(data: bytes) -> bytes:
@@ -549,11 +658,12 @@ def serve_proxy(listener: socket.socket, sock: socket.socket, key: str, folder: 
     """Serve code that connects to `listener`, until the supervisor at `sock` is gone."""
     channel = ProxyChannel(sock)
     contexts = TlsContexts(channel, key, folder)
+    kept = KeptConnections()
     room = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
-    def serve_client(client: socket.socket, order: int) -> None:
+    def serve_client(client: socket.socket, address: Address) -> None:
         try:
-            ClientConnection(client, order, channel, contexts).serve()
+            ClientConnection(client, address, channel, contexts, kept).serve()
         finally:
             room.release()
 
@@ -562,8 +672,7 @@ def serve_proxy(listener: socket.socket, sock: socket.socket, key: str, folder: 
             room.acquire()
             client, address = listener.accept()
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            order = connection_order.read_order(address[0])
-            threading.Thread(target=serve_client, args=(client, order), daemon=True).start()
+            threading.Thread(target=serve_client, args=(client, address), daemon=True).start()
 
     threading.Thread(target=accept_clients, daemon=True).start()
     channel.read_answers()

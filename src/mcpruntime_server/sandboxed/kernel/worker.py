@@ -205,6 +205,8 @@ class Worker:
         probe = self.prepare_probe(message.inspection)
         self.usage_meter.start()
         status, value, error = self.execute_code(message, probe)
+        if self.connection_order is not None:
+            self.connection_order.release()
         observed = None if probe is None else probe.finish()
         self.streams.flush()
         if self.channel.is_foreign_process:
