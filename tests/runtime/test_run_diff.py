@@ -246,3 +246,18 @@ def test_a_merge_has_every_item_once_in_the_order_of_the_first(a: list[int], b: 
     found = merge_ordered(a, b)
     assert sorted(found) == sorted({*a, *b})
     assert [item for item in found if item in a] == a
+
+
+def test_identical_calls_of_threads_are_paired_by_their_order() -> None:
+    def call(number: int, order: int, value: str) -> RecordedCall:
+        return RecordedCall(
+            number, "t.echo", "{}", number - 1, "read", number, number + 9, value, order=order
+        )
+
+    before = [call(1, 5, "of five"), call(2, 3, "of three"), call(3, 0, "of main")]
+    after = [call(1, 0, "of main"), call(2, 3, "of three"), call(3, 5, "of five")]
+    assert diff_calls(before, after) == ()
+    [change] = diff_calls(before, [*after[:2], call(3, 5, "another")])
+    assert change.a is not None
+    assert change.b is not None
+    assert (change.a["value"], change.b["value"]) == ("of five", "another")

@@ -336,7 +336,7 @@ async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=N
         *(client.get(f'{U}/count?{n}') for n in range(1000)), return_exceptions=True)
 found = collections.Counter(str(getattr(each, 'status_code', repr(each))) for each in answers)
 found"""
-    run = await connection.run(program(web, code), "thousand")
+    run = await connection.run(program(web, code), "thousand", timeout_s=400)
     while run.status == "running":
         run = await connection.run_request(run.run)
     assert run.status == "ok", run.text

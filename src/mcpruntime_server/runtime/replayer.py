@@ -63,7 +63,7 @@ class Replayer:
         self._is_resumed = spec is not None and spec.is_resumed
         self._is_commit = spec is not None and spec.is_dry_run and not spec.is_resumed
         self._allow_lookups = spec is not None and spec.allow_lookups
-        self._unclaimed_calls = UnclaimedCalls(recording.calls)
+        self._unclaimed_calls = UnclaimedCalls(recording.calls, may_be_partial=self._is_resumed)
         self._order = ReplayOrder([call for call in recording.calls if self._is_replayed(call)])
         self._repeated_calls: dict[int, RecordedCall] = {}  # by the sandbox's id of the call
         self._call_count = 0
@@ -226,11 +226,13 @@ class OfflineCalls:
 class UnclaimedCalls:
     """The recorded calls that the code has not made again.
 
-    Threads and connections make identical calls in another order each time. Those that have an
-    order find their own answers; the others, and those whose order is new, take the next one.
+    Threads and connections make identical calls in another order each time. Those with the same
+    order find their own answers. Those whose order is new take the next one, unless the recording
+    `may_be_partial`: then theirs is not there, and the next one is somebody else's.
     """
 
-    def __init__(self, calls: Sequence[RecordedCall]) -> None:
+    def __init__(self, calls: Sequence[RecordedCall], *, may_be_partial: bool = False) -> None:
+        self._may_be_partial = may_be_partial
         self._claimed: set[int] = set()
         self._by_order: defaultdict[tuple[str, str, int], deque[RecordedCall]] = defaultdict(deque)
         self._identical: defaultdict[tuple[str, str], deque[RecordedCall]] = defaultdict(deque)
@@ -240,9 +242,9 @@ class UnclaimedCalls:
 
     def claim_call(self, target: str, args: str, order: int) -> RecordedCall | None:
         """Return the recorded call that a call repeats, and do not return it again."""
-        queues = [self._identical.get((target, args))]
-        if order:
-            queues.insert(0, self._by_order.get((target, args, order)))
+        queues = [self._by_order.get((target, args, order))]
+        if not self._may_be_partial:
+            queues.append(self._identical.get((target, args)))
         for queue in queues:
             while queue:
                 call = queue.popleft()

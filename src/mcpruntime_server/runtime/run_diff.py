@@ -7,6 +7,7 @@ difference is bounded. Times and usage are not compared, because they never agre
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
@@ -185,10 +186,16 @@ def diff_calls(a: Sequence[RecordedCall], b: Sequence[RecordedCall]) -> tuple[Ca
 
 
 def outcomes_by_key(calls: Sequence[RecordedCall]) -> dict[CallKey, DiffOutcome]:
-    """Return how the calls of a ledger ended."""
-    return {
-        (call.target, call.args, call.nth): call_outcome(call) for call in calls if call.in_ledger
-    }
+    """Return how the calls of a ledger ended.
+
+    Identical calls are counted in an order that is the same whichever thread was first.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    keys: dict[int, CallKey] = {}
+    for call in sorted(calls, key=lambda each: (each.order, each.nth)):
+        keys[call.call_id] = call.target, call.args, counts[call.target, call.args]
+        counts[call.target, call.args] += 1
+    return {keys[call.call_id]: call_outcome(call) for call in calls if call.in_ledger}
 
 
 def call_outcome(call: RecordedCall) -> DiffOutcome:

@@ -20,9 +20,9 @@ import os
 import socket
 import sys
 import threading
-import zlib
 
 from ...protocol.wire import MAX_CALL_ORDER
+from .thread_order import ThreadOrder
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class ConnectionOrder:
     """Binds each socket that connects to the web proxy to the address that has its number."""
 
     def __init__(self, thread_name: Callable[[], str]) -> None:
-        self._thread_name = thread_name
-        self._counts: Dict[str, int] = {}  # of connections in this run, by thread
+        self._order = ThreadOrder(thread_name)
         self._kept: Dict[Address, int] = {}  # descriptors, by the address of our end
         self._connect = socket.socket.connect
         host, _, port = os.environ["https_proxy"].rpartition("/")[2].partition(":")
@@ -77,7 +76,7 @@ class ConnectionOrder:
 
     def start_run(self) -> None:
         """Count from 1 again."""
-        self._counts.clear()
+        self._order.start_run()
 
     def release(self) -> None:
         """Close the idle connections; those that read an answer are not kept after it."""
@@ -110,10 +109,7 @@ class ConnectionOrder:
                 refer_to_nothing(fd)
 
     def _next_address(self, is_kept: bool) -> str:
-        thread = self._thread_name()
-        number = self._counts[thread] = self._counts.get(thread, 0) + 1
-        place = zlib.crc32(f"{thread}:{number}".encode()) % ORDERS
-        order = FIRST_ORDER + 2 * place + is_kept
+        order = FIRST_ORDER + 2 * self._order.next_number(ORDERS) + is_kept
         return f"{LOOPBACK_NETWORK}.{order >> 16}.{order >> 8 & 255}.{order & 255}"
 
 

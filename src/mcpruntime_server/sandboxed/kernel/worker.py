@@ -187,7 +187,7 @@ class Worker:
     def execute_run(self, message: wire.Execute) -> wire.RunDone:
         """Run the code of `message` and return its outcome; raises nothing that the code raises."""
         self.streams.reset()
-        self.channel.run_number, self.channel.filename = message.run_number, message.filename
+        self.channel.start_run(message.run_number, message.filename)
         if message.stale_packages:
             tools.forget_stale_modules(message.stale_packages)
         self.guide.facts["fetchers"] = message.fetchers or []

@@ -24,6 +24,8 @@ from select import select
 
 from ...protocol import wire
 from ..library.tools import HostError
+from .determinism import ThreadNames
+from .thread_order import ThreadOrder
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
@@ -200,11 +202,17 @@ class WorkerChannel:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._call_ids = CallIds(generation)
+        self._call_order = ThreadOrder(ThreadNames.current_name)
         self._pending_calls: Dict[int, PendingCall] = {}
         self._command_queue: Deque[wire.Message] = deque()
         self._command_waiter: Optional[PendingCall] = None  # the main thread between two runs
         self._waiting_loops: Dict[Any, int] = {}  # not replayable -> number of replies it awaits
         self._busy_rounds = 0  # of such a loop since it read a message
+
+    def start_run(self, run_number: int, filename: str) -> None:
+        """Send the calls of another run from now on, whose code has this name."""
+        self.run_number, self.filename = run_number, filename
+        self._call_order.start_run()
 
     @property
     def is_foreign_process(self) -> bool:
@@ -360,9 +368,12 @@ class WorkerChannel:
         call_id = self._call_ids.next_id()
         line = _calling_line(self.filename)
         readings = self._recorded_clocks.take_readings() or None
+        order = self._call_order.next_number_beside_main(wire.MAX_CALL_ORDER)
         self._pending_calls[call_id] = pending
         try:
-            self.send(wire.Call(call_id, self.run_number, target, args, line, readings, data))
+            self.send(
+                wire.Call(call_id, self.run_number, target, args, line, readings, data, order)
+            )
         except wire.WireError as exc:
             del self._pending_calls[call_id]
             message = f"{target}: the arguments cannot be sent: {exc}"
