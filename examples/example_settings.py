@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from mcpruntime_server import Config, load_config
+from mcpruntime_server import Config, McpRuntimeError, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for `bench`, which has a scripted model and small MCP servers
@@ -30,9 +30,12 @@ def example_settings(
 ) -> Iterator[Config]:
     """Yield your settings with some overrides, and with no MCP servers but those named there.
 
-    `answers` are those of the scripted model, in case that you have configured no model.
+    `answers` are those of the scripted model, in case that you have configured no model. An error
+    of the server, such as a missing Docker engine, ends the example with its remedy.
     """
-    with tempfile.TemporaryDirectory(prefix="mcpruntime-example-") as name, ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(print_errors())
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="mcpruntime-example-"))
         folder = Path(name)
         settings: dict[str, Any] = {
             "server.data_dir": folder / "data",
@@ -44,6 +47,15 @@ def example_settings(
         if answers and not load_config().llm.model:
             settings |= stack.enter_context(scripted_model(answers))
         yield load_config(overrides=settings)
+
+
+@contextmanager
+def print_errors() -> Iterator[None]:
+    """Turn an error of the server into the last line that the example prints."""
+    try:
+        yield
+    except McpRuntimeError as exc:
+        sys.exit(f"[{exc.code}] {exc}")
 
 
 @contextmanager

@@ -197,6 +197,23 @@ async def test_an_exception_of_the_program_leaves_the_server_as_it_is(tmp_path: 
     assert list((tmp_path / "data" / "servers").glob("*.lock")) == []
 
 
+def test_the_logging_of_a_program_is_its_own(tmp_path: Path) -> None:
+    load_local_config(tmp_path)
+    program = f"""
+import anyio, logging
+from mcpruntime_server import embed_runtime, load_config
+async def main():
+    async with embed_runtime(load_config({str(tmp_path / "server.toml")!r})):
+        print(logging.getLogger().handlers, logging.getLogger().level == logging.WARNING)
+        logging.getLogger("mcpruntime_server.runtime").warning("not shown")
+anyio.run(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("[] True\n", "")
+
+
 async def test_a_started_server_has_the_same_client(tmp_path: Path) -> None:
     load_local_config(tmp_path)
     with anyio.fail_after(TEST_TIMEOUT_S):

@@ -24,23 +24,27 @@ MAX_LINES = 100
 RunExample = Callable[..., str]
 
 
+def start_example(name: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run an example in an empty folder, with no settings of its user."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MCPRUNTIME")}
+    homes = {"XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)}
+    return subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py")],
+        cwd=folder,
+        env={**kept, **homes, **variables},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
 @pytest.fixture
 def run_example(tmp_path: Path) -> RunExample:
-    """Run an example in an empty folder, with no settings of its user, and return its output."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MCPRUNTIME")}
-    environment = {**kept, "XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    """Run an example, and return its output."""
 
-    def run(name: str, *arguments: str) -> str:
-        command = [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+    def run(name: str) -> str:
+        done = start_example(name, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         return done.stdout
 
@@ -54,6 +58,22 @@ def test_an_example_is_short_listed_and_tested(name: str) -> None:
     assert "Expect " in (ast.get_docstring(ast.parse(text)) or "")
     assert f"examples/{name}.py" in (ROOT / "docs/examples.md").read_text("utf-8")
     assert f'run_example("{name}"' in Path(__file__).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("DOCKER_HOST", "unix:///absent", "[unavailable] The Docker engine at /absent does not"),
+        ("MCPRUNTIME_SANDBOX__PIDS", "many", "[config_invalid] The settings are not usable:"),
+    ],
+)
+def test_what_is_missing_is_named_without_a_traceback(
+    tmp_path: Path, variable: str, value: str, problem: str
+) -> None:
+    done = start_example("time_travel", tmp_path, **{variable: value})
+    assert done.returncode == 1
+    assert done.stderr.startswith(problem)
+    assert "Traceback" not in done.stderr
 
 
 def test_an_agent_does_a_task_and_lets_one_watch(run_example: RunExample) -> None:

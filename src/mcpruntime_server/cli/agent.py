@@ -103,7 +103,9 @@ def agent_command(
 
     async def work() -> TaskFinished:
         from ..client.reference_agent import create_agent
+        from .serve import log_to_file
 
+        log_to_file(config)
         async with create_agent(
             config,
             model=model,

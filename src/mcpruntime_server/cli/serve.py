@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - what an empty one means; tokens are required there
 BACKLOG = 128  # connections that wait to be accepted
 MAX_LOG_BYTES = 5_000_000  # of one log file; one older file is kept
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run_stdio_server(config: Config) -> int:
@@ -109,6 +110,16 @@ def bind_listener(settings: HttpSettings) -> socket.socket:
 
 def configure_logging(config: Config) -> None:
     """Log to stderr and to a file in the data folder; stdout belongs to the protocol."""
+    log_to_file(config)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(EscapingFormatter(LOG_FORMAT))
+    # The SDK would give the root logger a handler that writes control characters as they are.
+    logging.getLogger().addHandler(to_stderr)
+    logging.captureWarnings(capture=True)
+
+
+def log_to_file(config: Config) -> None:
+    """Log to a file in the data folder; raises `ConfigError`."""
     folder = config.server.data_dir / "logs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,12 +131,7 @@ def configure_logging(config: Config) -> None:
             f"The log cannot be written to {folder}: {exc.strerror}.",
             remedy="Make the folder writable, or name another data folder with --data-dir.",
         ) from exc
-    to_stderr = logging.StreamHandler(sys.stderr)
-    for handler in (to_file, to_stderr):
-        handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(EscapingFormatter(LOG_FORMAT))
     logger = logging.getLogger("mcpruntime_server")
     logger.addHandler(to_file)
     logger.setLevel(config.server.log_level.upper())
-    # The SDK would give the root logger a handler that writes control characters as they are.
-    logging.getLogger().addHandler(to_stderr)
-    logging.captureWarnings(capture=True)

@@ -1,9 +1,13 @@
-"""How programs get a client: of a server in their own process, or of one elsewhere."""
+"""How programs get a client: of a server in their own process, or of one elsewhere.
+
+Rule: the logging of the program is its own. It sees the server's messages when it configures it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal
 
 import anyio
@@ -25,6 +29,8 @@ READ_TIMEOUT_S = 300.0  # of a response over HTTP, longer than a request waits f
 Approval = Literal["allow", "allow_run", "allow_session", "deny"]
 ApproveCalls = Callable[[str], Awaitable[Approval]]  # decides about the calls that a text lists
 
+logging.getLogger("mcpruntime_server").addHandler(logging.NullHandler())  # else stderr gets them
+
 
 @asynccontextmanager
 async def embed_runtime(
@@ -41,7 +47,8 @@ async def embed_runtime(
     cursor = DeliveryCursor()  # there is one client
     failure: Exception | None = None
     async with open_app(load_config() if config is None else config) as app:
-        server = await app.open_mcp_server(LOCAL_PRINCIPAL, lambda _: cursor)
+        with preserve_logging():
+            server = await app.open_mcp_server(LOCAL_PRINCIPAL, lambda _: cursor)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(app.catalog.refresh)
             async with Client(server, elicitation_callback=build_callback(approve)) as client:
@@ -87,6 +94,18 @@ async def connect_runtime(
             failure = exc
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def preserve_logging() -> Iterator[None]:
+    """Undo what the SDK's server does to the root logger, which belongs to the program."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def build_callback(approve: ApproveCalls | None) -> Any:
