@@ -137,7 +137,8 @@ def render_commands() -> str:
     parts = []
     for context, command in walk_commands():
         depth = len(context.command_path.split())
-        title = f"{'#' * min(depth + 1, 4)} `{context.command_path}`\n"
+        name = context.command_path.partition(" ")[2] or context.command_path
+        title = f"{'#' * min(depth + 1, 4)} `{name}`\n"
         usage = " ".join(command.collect_usage_pieces(context))
         parts += [title, f"```text\n{context.command_path} {usage}\n```\n"]
         parts.append(format_help(command.help or command.short_help or ""))

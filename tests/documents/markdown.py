@@ -22,7 +22,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NOTE = re.compile(r"^<!-- (?P<name>[a-z]+): (?P<text>.*?) -->$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?P<target>[^)\s]*)\)|(?:src|href)=\"(?P<quoted>[^\"]+)\"")
+LINK = re.compile(r"\]\((?P<target>[^)\s]*)\)|(?:src|srcset|href)=\"(?P<quoted>[^\"]+)\"")
 INLINE_CODE = re.compile(r"`[^`\n]+`")
 
 
