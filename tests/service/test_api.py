@@ -96,7 +96,7 @@ def read_problem(response: httpx2.Response, status: int) -> Any:
 # who may ------------------------------------------------------------------------------------------
 
 
-def fill_path(route: ApiRoute[Any], owned: Owned, *, by_name: bool = False) -> str:
+def fill_path(route: ApiRoute, owned: Owned, *, by_name: bool = False) -> str:
     return (
         route.path.replace("{run_id}", owned.run)
         .replace("{session}", owned.name if by_name else owned.session)
@@ -106,7 +106,7 @@ def fill_path(route: ApiRoute[Any], owned: Owned, *, by_name: bool = False) -> s
 
 @pytest.mark.parametrize("route", API_ROUTES, ids=ROUTE_IDS)
 async def test_every_route_needs_a_token(
-    service: HttpService, route: ApiRoute[Any], bobs: Owned
+    service: HttpService, route: ApiRoute, bobs: Owned
 ) -> None:
     for token in ("", "mcprt_00000000_wrong"):
         async with connect_api(service, token) as client:
@@ -119,7 +119,7 @@ async def test_every_route_needs_a_token(
 
 @pytest.mark.parametrize("route", API_ROUTES, ids=ROUTE_IDS)
 async def test_every_route_needs_its_scopes(
-    service: HttpService, route: ApiRoute[Any], bobs: Owned
+    service: HttpService, route: ApiRoute, bobs: Owned
 ) -> None:
     token = service.create_token("bob", "--scope", "admin")
     async with connect_api(service, token) as client:
@@ -132,7 +132,7 @@ async def test_every_route_needs_its_scopes(
     assert f'scope="{route.scopes[0]}"' in response.headers["WWW-Authenticate"]
 
 
-def valid_body(route: ApiRoute[Any], owned: Owned) -> Any:
+def valid_body(route: ApiRoute, owned: Owned) -> Any:
     """Return a body that the route would take, whoever owns what it names."""
     bodies = {
         "ExecuteRequest": {"code": "1", "session": owned.session},
@@ -150,7 +150,7 @@ def valid_body(route: ApiRoute[Any], owned: Owned) -> Any:
 
 @pytest.mark.parametrize("route", API_ROUTES, ids=ROUTE_IDS)
 async def test_what_others_own_is_answered_as_what_does_not_exist(
-    api: ApiClient, route: ApiRoute[Any], bobs: Owned
+    api: ApiClient, route: ApiRoute, bobs: Owned
 ) -> None:
     if route.path == "/sessions":
         response = await api.get("/sessions", params={"limit": 200})
@@ -497,6 +497,23 @@ async def test_other_types_methods_and_paths_are_problems(api: ApiClient) -> Non
         assert "Content-Type" in read_problem(response, 415)["remedy"]
     read_problem(await api.get("/execute"), 405)
     read_problem(await api.get("/nothing"), 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/sessions/x", {"GET", "HEAD", "DELETE"}),
+        ("/ui/api/sessions/x", {"GET", "HEAD", "DELETE"}),
+        ("/execute", {"POST"}),
+        ("/login", {"GET", "HEAD", "POST"}),
+    ],
+)
+async def test_a_path_names_all_of_its_methods(
+    api: ApiClient, path: str, methods: set[str]
+) -> None:
+    response = await api.http.put(api.base + path)
+    assert response.status_code == 405
+    assert set(response.headers["Allow"].split(", ")) == methods
 
 
 async def test_an_unusable_event_id_is_a_problem(api: ApiClient) -> None:

@@ -10,26 +10,11 @@ from urllib.parse import quote, urlencode
 import httpx2
 import pytest
 
-from mcpruntime_server.capabilities.credential_keys import create_key
 from mcpruntime_server.capabilities.credential_store import CredentialStore
 
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import write_settings
-from ..server.conftest import upstream_entry
-from .test_principal_credentials import WHO, digest
-
-
-def prepare(folder: Path) -> Path:
-    key_file = folder / "key"
-    key_file.write_text(create_key())
-    key_file.chmod(0o600)
-    keyed = upstream_entry("keyed", env={"TOKEN": "${credential}"}, credentials="per-principal")
-    return write_settings(
-        folder,
-        mcpServers={"keyed": keyed, "shared": upstream_entry("keyed", "nobodys")},
-        credentials={"key_file": str(key_file)},
-        sandbox={"backend": "local", "pool_size": 0},
-    )
+from .test_principal_credentials import SECRETS, WHO, digest, prepare
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +46,7 @@ async def send(
 
 
 async def test_a_person_follows_the_error_and_stores_a_credential(service: HttpService) -> None:
-    token = service.create_token("ann")
+    token = service.create_token("zoe")
     async with service.connect(token) as client:
         answer = await client.run(WHO)
         found = re.search(
@@ -73,11 +58,11 @@ async def test_a_person_follows_the_error_and_stores_a_credential(service: HttpS
         assert page.status_code == 200
         assert '<form method="post"' in page.text
         assert 'name="token"' in page.text
-        stored = await send(service, token=token, credential="secret-of-ann-1")
+        stored = await send(service, token=token, credential="secret-of-zoe-1")
         assert stored.status_code == 200
         assert "The credential is stored" in stored.text
-        assert "secret-of-ann-1" not in stored.text
-        assert (await client.evaluate(WHO))["digest"] == digest("secret-of-ann-1")
+        assert "secret-of-zoe-1" not in stored.text
+        assert (await client.evaluate(WHO))["digest"] == digest("secret-of-zoe-1")
 
 
 async def test_programs_send_their_token_as_ever(service: HttpService) -> None:
@@ -159,7 +144,7 @@ async def test_without_authentication_the_form_asks_for_no_token(tmp_path: Path)
         async with service.http() as http:
             assert 'name="token"' not in (await http.get(page_of(service))).text
         assert (await send(service, credential="secret-of-me-1")).status_code == 200
-        assert owners(service) == {"local"}
+        assert owners(service) == {"local", *SECRETS}
 
 
 async def test_without_servers_that_need_them_there_are_no_pages(tmp_path: Path) -> None:

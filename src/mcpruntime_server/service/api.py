@@ -6,14 +6,13 @@ one of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from itertools import chain
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import InsufficientScope, McpRuntimeError, RateLimited
 from . import api_models as models
@@ -23,6 +22,7 @@ from .authentication import Authentication
 from .event_models import RunEvent
 from .export_api import ExportApi
 from .inspection_api import InspectionApi
+from .method_routes import join_methods
 from .openapi import ApiRoute, Handler, OpenApiDocument
 from .problems import build_problem, problem_response
 from .requests import BadRequest
@@ -31,294 +31,256 @@ from .session_api import SessionApi
 
 RUN_PATH = "/runs/{run_id}"
 SESSION_PATH = "/sessions/{session}"
+CHANGE_ERRORS = (409, 503)  # of a request that executes code or changes a session
 
-RUN_ROUTES: tuple[ApiRoute[RunApi], ...] = (
-    ApiRoute(
-        "POST",
-        "/execute",
-        "execute",
-        RunApi.execute,
-        ("run",),
-        {200: models.RunDocument, 202: models.RunDocument},
-        models.ExecuteRequest,
-        headers=["Idempotency-Key"],
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Execute code and wait for its end, or for its first question. With 202 "
-        "the run goes on: follow it, answer it, or cancel it.",
+API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
+    RunApi: (
+        ApiRoute(
+            "POST",
+            "/execute",
+            RunApi.execute,
+            ("run",),
+            {200: models.RunDocument, 202: models.RunDocument},
+            models.ExecuteRequest,
+            headers=["Idempotency-Key"],
+            errors=[404, *CHANGE_ERRORS],
+            description="Execute code and wait for its end, or for its first question. With 202 "
+            "the run goes on: follow it, answer it, or cancel it.",
+        ),
+        ApiRoute(
+            "POST",
+            "/execute/stream",
+            RunApi.execute_and_stream,
+            ("run",),
+            {200: RunEvent, 204: None},
+            models.StreamRequest,
+            headers=["Idempotency-Key", "Last-Event-ID"],
+            errors=[404, *CHANGE_ERRORS],
+            description="Execute code and get everything that happens as server-sent events. A "
+            "client that leaves does not end the run: it sends the request again with "
+            "`Last-Event-ID`, which starts nothing and continues the stream, or it cancels the "
+            "run. Comment lines are signs of life.",
+        ),
+        ApiRoute(
+            "GET",
+            RUN_PATH,
+            RunApi.show_run,
+            ("read",),
+            {200: models.RunDocument},
+            description="What is known of a run.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{RUN_PATH}/events",
+            RunApi.follow_run,
+            ("read",),
+            {200: RunEvent, 204: None},
+            query=models.EventsQuery,
+            headers=["Last-Event-ID"],
+            description="Join a run, or read one that is finished, as server-sent events. 204: "
+            "there are no events after the one that is named, and none will come.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{RUN_PATH}/answers",
+            RunApi.answer_run,
+            (),
+            {200: models.RunDocument, 202: models.RunDocument},
+            models.AnswersRequest,
+            errors=[403, *CHANGE_ERRORS],
+            description="Answer what a run waits for. Approvals need the scope `approve`, other "
+            "answers `run`. For a dry run, the response is about the run that commits its plan.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{RUN_PATH}/cancel",
+            RunApi.cancel_run,
+            ("run",),
+            {200: models.RunDocument, 202: models.RunDocument},
+            errors=[503],
+            description="Cancel a run; one that is finished stays as it is.",
+        ),
     ),
-    ApiRoute(
-        "POST",
-        "/execute/stream",
-        "executeAndStream",
-        RunApi.execute_and_stream,
-        ("run",),
-        {200: RunEvent, 204: None},
-        models.StreamRequest,
-        headers=["Idempotency-Key", "Last-Event-ID"],
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Execute code and get everything that happens as server-sent events. A "
-        "client that leaves does not end the run: it sends the request again with "
-        "`Last-Event-ID`, which starts nothing and continues the stream, or it cancels the "
-        "run. Comment lines are signs of life.",
+    SessionApi: (
+        ApiRoute(
+            "GET",
+            "/sessions",
+            SessionApi.list_sessions,
+            ("read",),
+            {200: models.SessionPage},
+            query=models.SessionsQuery,
+            description="The sessions, the last used first.",
+        ),
+        ApiRoute(
+            "GET",
+            SESSION_PATH,
+            SessionApi.show_session,
+            ("read",),
+            {200: models.SessionDocument},
+            description="A session, by its id or its name, with its last runs.",
+        ),
+        ApiRoute(
+            "DELETE",
+            SESSION_PATH,
+            SessionApi.delete_session,
+            ("run",),
+            {204: None},
+            errors=CHANGE_ERRORS,
+            description="Delete a session for good, with its attempts and agents. It is refused "
+            "while a run is unfinished or pinned, or while a fork needs its steps.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{SESSION_PATH}/files",
+            SessionApi.list_files,
+            ("read",),
+            {200: models.FilePage},
+            query=models.FilesQuery,
+            description="The files in the workspace of a session.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{SESSION_PATH}/files/{{path:path}}",
+            SessionApi.read_file,
+            ("read",),
+            {200: bytes, 206: bytes, 304: None, 416: None},
+            query=models.FileQuery,
+            headers=["Range", "If-None-Match", "If-Range"],
+            description="The content of a workspace file. Its ETag is the digest of the content.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{SESSION_PATH}/rewind",
+            SessionApi.rewind_session,
+            ("run",),
+            {200: models.PositionDocument},
+            models.RewindRequest,
+            errors=CHANGE_ERRORS,
+            description="Continue a session from another step. Calls are not undone.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{SESSION_PATH}/fork",
+            SessionApi.fork_session,
+            ("run",),
+            {201: models.PositionDocument},
+            models.ForkRequest,
+            errors=CHANGE_ERRORS,
+            description="Create a session that starts from a step of this one.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{SESSION_PATH}/rerun",
+            SessionApi.rerun_session,
+            ("run",),
+            {200: models.RerunDocument},
+            models.RerunRequest,
+            errors=CHANGE_ERRORS,
+            description="Execute a step again, or all of them, with recorded answers, in a "
+            "session of its own, and compare with the recording.",
+        ),
     ),
-    ApiRoute(
-        "GET",
-        RUN_PATH,
-        "showRun",
-        RunApi.show_run,
-        ("read",),
-        {200: models.RunDocument},
-        errors=[404],
-        description="What is known of a run.",
+    InspectionApi: (
+        ApiRoute(
+            "POST",
+            f"{RUN_PATH}/probe",
+            InspectionApi.probe_run,
+            ("run",),
+            {200: inspection_models.ProbeDocument},
+            inspection_models.ProbeBody,
+            errors=CHANGE_ERRORS,
+            description="Execute a finished step again, with recorded answers, and get the value "
+            "of an expression for each time that a line is about to be executed. It is evaluated "
+            "in a fork, so it cannot change what it observes.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{RUN_PATH}/ask",
+            InspectionApi.ask_run,
+            ("run",),
+            {200: inspection_models.AnswerDocument},
+            inspection_models.QuestionBody,
+            errors=CHANGE_ERRORS,
+            description="Execute code in the state after a step, in a sandbox of its own that can "
+            "call nothing. The session does not change.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{RUN_PATH}/pin",
+            InspectionApi.pin_run,
+            ("run",),
+            {200: inspection_models.PinDocument},
+            inspection_models.PinBody,
+            description="Keep a run, and with it its session, from garbage collection, or no "
+            "longer.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{RUN_PATH}/calls",
+            InspectionApi.list_calls,
+            ("read",),
+            {200: inspection_models.RecordedCallsDocument},
+            description="The calls of a run with their recorded answers.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{RUN_PATH}/diff",
+            InspectionApi.diff_runs,
+            ("read",),
+            {200: inspection_models.DiffDocument},
+            query=inspection_models.DiffQuery,
+            description="How another run differs from this one: code, output, calls, value, error, "
+            "status and files. Texts are unified differences.",
+        ),
+        ApiRoute(
+            "POST",
+            f"{RUN_PATH}/variables",
+            InspectionApi.list_variables,
+            ("run",),
+            {200: inspection_models.VariablesDocument},
+            errors=CHANGE_ERRORS,
+            description="The variables after a step, and what the step has changed.",
+        ),
     ),
-    ApiRoute(
-        "GET",
-        f"{RUN_PATH}/events",
-        "followRun",
-        RunApi.stream_events,
-        ("read",),
-        {200: RunEvent, 204: None},
-        query=models.EventsQuery,
-        headers=["Last-Event-ID"],
-        errors=[400, 404],
-        description="Join a run, or read one that is finished, as server-sent events. 204: "
-        "there are no events after the one that is named, and none will come.",
+    ExportApi: (
+        ApiRoute(
+            "GET",
+            f"{RUN_PATH}/page.html",
+            ExportApi.export_page,
+            ("read",),
+            {200: bytes},
+            description="A run as an HTML file that needs nothing else and has no scripts.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{RUN_PATH}/value.csv",
+            ExportApi.export_table,
+            ("read",),
+            {200: bytes},
+            errors=[409],
+            description="The value of a run as CSV, if it is a table. Text that a spreadsheet "
+            "would execute as a formula is quoted.",
+        ),
+        ApiRoute(
+            "GET",
+            f"{SESSION_PATH}/notebook.ipynb",
+            ExportApi.export_notebook,
+            ("read",),
+            {200: bytes},
+            description="The steps of a session, with their recorded outputs, as a Jupyter "
+            "notebook.",
+        ),
     ),
-    ApiRoute(
-        "POST",
-        f"{RUN_PATH}/answers",
-        "answerRun",
-        RunApi.answer_run,
-        (),
-        {200: models.RunDocument, 202: models.RunDocument},
-        models.AnswersRequest,
-        errors=[400, 403, 404, 409, 413, 415, 503],
-        description="Answer what a run waits for. Approvals need the scope `approve`, other "
-        "answers `run`. For a dry run, the response is about the run that commits its plan.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{RUN_PATH}/cancel",
-        "cancelRun",
-        RunApi.cancel_run,
-        ("run",),
-        {200: models.RunDocument, 202: models.RunDocument},
-        errors=[404, 503],
-        description="Cancel a run; one that is finished stays as it is.",
-    ),
-)
-SESSION_ROUTES: tuple[ApiRoute[SessionApi], ...] = (
-    ApiRoute(
-        "GET",
-        "/sessions",
-        "listSessions",
-        SessionApi.list_sessions,
-        ("read",),
-        {200: models.SessionPage},
-        query=models.SessionsQuery,
-        errors=[400],
-        description="The sessions, the last used first.",
-    ),
-    ApiRoute(
-        "GET",
-        SESSION_PATH,
-        "showSession",
-        SessionApi.show_session,
-        ("read",),
-        {200: models.SessionDocument},
-        errors=[404],
-        description="A session, by its id or its name, with its last runs.",
-    ),
-    ApiRoute(
-        "DELETE",
-        SESSION_PATH,
-        "deleteSession",
-        SessionApi.delete_session,
-        ("run",),
-        {204: None},
-        errors=[404, 409, 503],
-        description="Delete a session for good, with its attempts and agents. It is refused while "
-        "a run is unfinished or pinned, or while a fork needs its steps.",
-    ),
-    ApiRoute(
-        "GET",
-        f"{SESSION_PATH}/files",
-        "listFiles",
-        SessionApi.list_files,
-        ("read",),
-        {200: models.FilePage},
-        query=models.FilesQuery,
-        errors=[400, 404],
-        description="The files in the workspace of a session.",
-    ),
-    ApiRoute(
-        "GET",
-        f"{SESSION_PATH}/files/{{path:path}}",
-        "readFile",
-        SessionApi.read_file,
-        ("read",),
-        {200: bytes, 206: bytes, 304: None, 416: None},
-        query=models.FileQuery,
-        headers=["Range", "If-None-Match", "If-Range"],
-        errors=[400, 404],
-        description="The content of a workspace file. Its ETag is the digest of the content.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{SESSION_PATH}/rewind",
-        "rewindSession",
-        SessionApi.rewind_session,
-        ("run",),
-        {200: models.PositionDocument},
-        models.RewindRequest,
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Continue a session from another step. Calls are not undone.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{SESSION_PATH}/fork",
-        "forkSession",
-        SessionApi.fork_session,
-        ("run",),
-        {201: models.PositionDocument},
-        models.ForkRequest,
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Create a session that starts from a step of this one.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{SESSION_PATH}/rerun",
-        "rerunSession",
-        SessionApi.rerun_session,
-        ("run",),
-        {200: models.RerunDocument},
-        models.RerunRequest,
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Execute a step again, or all of them, with recorded answers, in a "
-        "session of its own, and compare with the recording.",
-    ),
-)
-INSPECTION_ROUTES: tuple[ApiRoute[InspectionApi], ...] = (
-    ApiRoute(
-        "POST",
-        f"{RUN_PATH}/probe",
-        "probeRun",
-        InspectionApi.probe_run,
-        ("run",),
-        {200: inspection_models.ProbeDocument},
-        inspection_models.ProbeBody,
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Execute a finished step again, with recorded answers, and get the value of "
-        "an expression for each time that a line is about to be executed. It is evaluated in a "
-        "fork, so it cannot change what it observes.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{RUN_PATH}/ask",
-        "askRun",
-        InspectionApi.ask_run,
-        ("run",),
-        {200: inspection_models.AnswerDocument},
-        inspection_models.QuestionBody,
-        errors=[400, 404, 409, 413, 415, 503],
-        description="Execute code in the state after a step, in a sandbox of its own that can "
-        "call nothing. The session does not change.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{RUN_PATH}/pin",
-        "pinRun",
-        InspectionApi.pin_run,
-        ("run",),
-        {200: inspection_models.PinDocument},
-        inspection_models.PinBody,
-        errors=[400, 404, 413, 415],
-        description="Keep a run, and with it its session, from garbage collection, or no longer.",
-    ),
-    ApiRoute(
-        "GET",
-        f"{RUN_PATH}/calls",
-        "listCalls",
-        InspectionApi.list_calls,
-        ("read",),
-        {200: inspection_models.RecordedCallsDocument},
-        errors=[404],
-        description="The calls of a run with their recorded answers.",
-    ),
-    ApiRoute(
-        "GET",
-        f"{RUN_PATH}/diff",
-        "diffRuns",
-        InspectionApi.diff_runs,
-        ("read",),
-        {200: inspection_models.DiffDocument},
-        query=inspection_models.DiffQuery,
-        errors=[400, 404],
-        description="How another run differs from this one: code, output, calls, value, error, "
-        "status and files. Texts are unified differences.",
-    ),
-    ApiRoute(
-        "POST",
-        f"{RUN_PATH}/variables",
-        "listVariables",
-        InspectionApi.list_variables,
-        ("run",),
-        {200: inspection_models.VariablesDocument},
-        errors=[404, 409, 503],
-        description="The variables after a step, and what the step has changed.",
-    ),
-)
-EXPORT_ROUTES: tuple[ApiRoute[ExportApi], ...] = (
-    ApiRoute(
-        "GET",
-        f"{RUN_PATH}/page.html",
-        "exportPage",
-        ExportApi.export_page,
-        ("read",),
-        {200: bytes},
-        errors=[404],
-        description="A run as an HTML file that needs nothing else and has no scripts.",
-    ),
-    ApiRoute(
-        "GET",
-        f"{RUN_PATH}/value.csv",
-        "exportTable",
-        ExportApi.export_table,
-        ("read",),
-        {200: bytes},
-        errors=[404, 409],
-        description="The value of a run as CSV, if it is a table. Text that a spreadsheet would "
-        "execute as a formula is quoted.",
-    ),
-    ApiRoute(
-        "GET",
-        f"{SESSION_PATH}/notebook.ipynb",
-        "exportNotebook",
-        ExportApi.export_notebook,
-        ("read",),
-        {200: bytes},
-        errors=[404],
-        description="The steps of a session, with their recorded outputs, as a Jupyter notebook.",
-    ),
-)
-API_ROUTES: tuple[ApiRoute[Any], ...] = (
-    *RUN_ROUTES,
-    *SESSION_ROUTES,
-    *INSPECTION_ROUTES,
-    *EXPORT_ROUTES,
-)
+}
+API_ROUTES = tuple(chain.from_iterable(API_HANDLERS.values()))
 
 
-def bind_api_handlers(services: ApiServices) -> list[tuple[ApiRoute[Any], Handler]]:
-    """Return every route with its handler, whose typed errors become problem documents."""
-    runs, sessions, inspection = RunApi(services), SessionApi(services), InspectionApi(services)
-    bound: list[tuple[ApiRoute[Any], Handler]] = [
-        *((each, partial(each.handler, runs)) for each in RUN_ROUTES),
-        *((each, partial(each.handler, sessions)) for each in SESSION_ROUTES),
-        *((each, partial(each.handler, inspection)) for each in INSPECTION_ROUTES),
-        *((each, partial(each.handler, ExportApi(services))) for each in EXPORT_ROUTES),
-    ]
-    return [(each, answer_errors(handler)) for each, handler in bound]
+def bind_api_handlers(services: ApiServices) -> Iterator[tuple[ApiRoute, Handler]]:
+    """Yield every route with its handler, whose typed errors become problem documents."""
+    for create_handlers, routes in API_HANDLERS.items():
+        handlers = create_handlers(services)
+        for each in routes:
+            yield each, answer_errors(partial(each.handler, handlers))
 
 
 def build_api_routes(services: ApiServices, authentication: Authentication) -> list[Route]:
@@ -328,26 +290,10 @@ def build_api_routes(services: ApiServices, authentication: Authentication) -> l
         *bind_api_handlers(services),
         (document.route, answer_errors(partial(document.route.handler, document))),
     ]
-    by_path: dict[str, dict[str, ASGIApp]] = {}
-    for each, handler in bound:
-        methods = by_path.setdefault(each.path, {})
-        methods[each.method] = authentication.protect(handler, each.scopes)
-    return [
-        Route(path, MethodDispatcher(methods), methods=list(methods))
-        for path, methods in by_path.items()
-    ]
-
-
-class MethodDispatcher:
-    """One path with several methods, so that the answer to any other names all of them."""
-
-    def __init__(self, apps: Mapping[str, ASGIApp]) -> None:
-        self._apps = apps
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on to the application of its method; HEAD is answered as GET is."""
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        await self._apps[method](scope, receive, send)
+    return join_methods(
+        (each.path, each.method, authentication.protect(handler, each.scopes))
+        for each, handler in bound
+    )
 
 
 def answer_errors(handler: Handler) -> Handler:

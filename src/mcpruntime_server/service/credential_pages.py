@@ -17,12 +17,13 @@ from anyio.to_thread import run_sync
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, request_response
 
 from ..capabilities.credential_entry import find_entry, store_credential
 from ..config import Config, HttpSettings
 from ..errors import InvalidRequest, McpRuntimeError
 from .authentication import Authentication, check_scopes
+from .method_routes import join_methods
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -55,10 +56,12 @@ class CredentialPages:
         if not any(each.is_per_principal for each in self._config.mcpServers.values()):
             return []
         path = f"{CREDENTIALS_PATH}/{{server:path}}"
-        return [
-            Route(path, self.show_form, methods=["GET"]),
-            Route(path, self.store, methods=["POST"]),
-        ]
+        return join_methods(
+            [
+                (path, "GET", request_response(self.show_form)),
+                (path, "POST", request_response(self.store)),
+            ]
+        )
 
     async def show_form(self, request: Request) -> Response:
         """Return the empty form."""

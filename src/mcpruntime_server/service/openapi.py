@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
@@ -25,21 +25,20 @@ from .requests import JSON_TYPE
 from .run_events import EVENT_ID_PATTERN
 
 Handler = Callable[[Request], Awaitable[Response]]
-Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True)
-class ApiRoute(Generic[Owner]):
+class ApiRoute:
     """A method of a path: what handles it, who may use it, and what it takes and returns.
 
-    `responses` has what a response is by its status: a document, events (`RunEvent`), the content
-    of a file (`bytes`) or nothing.
+    `handler` is a method of a class that has several. `responses` has what a response is by its
+    status: a document, events (`RunEvent`), the content of a file (`bytes`) or nothing. `errors`
+    are those that do not follow from what the route takes.
     """
 
     method: str
     path: str
-    name: str
-    handler: Callable[[Owner, Request], Awaitable[Response]]  # a method of its owner
+    handler: Callable[[Any, Request], Awaitable[Response]]
     scopes: tuple[Scope, ...]
     responses: Mapping[int, type | None]
     body: type[BaseModel] | None = None
@@ -47,6 +46,26 @@ class ApiRoute(Generic[Owner]):
     headers: Sequence[str] = ()
     errors: Sequence[int] = ()
     description: str = ""
+
+    @property
+    def operation_id(self) -> str:
+        """The name of the operation, for clients that are generated."""
+        first, *words = self.handler.__name__.split("_")
+        return first + "".join(word.capitalize() for word in words)
+
+    @property
+    def all_errors(self) -> set[int]:
+        """Statuses of the errors that a request may be answered with."""
+        errors = {*self.errors, *COMMON_ERRORS}
+        if self.scopes:
+            errors.add(403)
+        if "{" in self.path:
+            errors.add(404)
+        if self.body is not None:
+            errors |= {400, 413, 415}
+        if self.query is not None:
+            errors.add(400)
+        return errors
 
 
 OPENAPI_PATH = "/openapi.json"
@@ -109,12 +128,11 @@ EVENT_EXAMPLE = (
 class OpenApiDocument:
     """The document about some routes, which has a route of its own."""
 
-    def __init__(self, routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> None:
+    def __init__(self, routes: Sequence[ApiRoute], max_timeout_s: float) -> None:
         self.route = ApiRoute(
             "GET",
             OPENAPI_PATH,
-            "showOpenApi",
-            OpenApiDocument.show,
+            OpenApiDocument.show_document,
             (),
             {200: None},
             description="This document.",
@@ -122,7 +140,7 @@ class OpenApiDocument:
         self._routes = routes
         self._max_timeout_s = max_timeout_s
 
-    async def show(self, _: Request) -> Response:
+    async def show_document(self, _: Request) -> Response:
         """Return the document."""
         return Response(self._text, media_type=JSON_TYPE)
 
@@ -131,7 +149,7 @@ class OpenApiDocument:
         return json.dumps(build_openapi(self._routes, self._max_timeout_s), ensure_ascii=False)
 
 
-def build_openapi(routes: Sequence[ApiRoute[Any]], max_timeout_s: float) -> JsonObject:
+def build_openapi(routes: Sequence[ApiRoute], max_timeout_s: float) -> JsonObject:
     """Return the document about some routes of a server on which code may take so long."""
     requests = {each.body for each in routes} - {None}
     documents = {
@@ -177,10 +195,10 @@ def sort_models(models: Any) -> list[type[BaseModel]]:
     return sorted(models, key=lambda model: model.__name__)
 
 
-def describe_route(route: ApiRoute[Any]) -> JsonObject:
+def describe_route(route: ApiRoute) -> JsonObject:
     """Return what the document says of one method of a path."""
     described: JsonObject = {
-        "operationId": route.name,
+        "operationId": route.operation_id,
         "summary": route.description.partition(". ")[0].rstrip("."),
         "description": route.description,
         "security": [{SECURITY_SCHEME: list(route.scopes)}],
@@ -195,7 +213,7 @@ def describe_route(route: ApiRoute[Any]) -> JsonObject:
     return described
 
 
-def describe_route_parameters(route: ApiRoute[Any]) -> list[JsonObject]:
+def describe_route_parameters(route: ApiRoute) -> list[JsonObject]:
     """Return the parameters of a route: in its path, behind it, and in headers."""
     names = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if "{" in part]
     parameters = [
@@ -232,7 +250,7 @@ def describe_route_parameters(route: ApiRoute[Any]) -> list[JsonObject]:
     return parameters
 
 
-def describe_header(route: ApiRoute[Any], name: str) -> JsonObject:
+def describe_header(route: ApiRoute, name: str) -> JsonObject:
     """Return the schema of a header; without a run in its path, an event has to name one."""
     schema = {"type": "string", **HEADER_SCHEMAS.get(name, {})}
     if name == "Last-Event-ID" and "{run_id}" not in route.path:
@@ -251,7 +269,7 @@ def without_null(schema: Mapping[str, Any]) -> JsonSchema:
     return plain
 
 
-def describe_responses(route: ApiRoute[Any]) -> JsonObject:
+def describe_responses(route: ApiRoute) -> JsonObject:
     """Return the responses of a route by their status."""
     responses: JsonObject = {}
     for status, model in route.responses.items():
@@ -259,8 +277,7 @@ def describe_responses(route: ApiRoute[Any]) -> JsonObject:
         if content := describe_content(model):
             response["content"] = content
         responses[str(status)] = response
-    errors = {*route.errors, *COMMON_ERRORS, *((403,) if route.scopes else ())}
-    for status in sorted(errors):
+    for status in sorted(route.all_errors):
         responses[str(status)] = {
             "description": STATUS_TEXTS[status],
             "content": {PROBLEM_TYPE: {"schema": refer_to_schema(Problem)}},

@@ -86,7 +86,7 @@ class RunApi:
             )
         return await self._join_run(request, run_id, position)
 
-    async def stream_events(self, request: Request) -> Response:
+    async def follow_run(self, request: Request) -> Response:
         """Stream the events of a run: recorded ones, then new ones until its end."""
         run_id = request.path_params["run_id"]
         last_id = request.headers.get(LAST_EVENT_HEADER, read_query(request, EventsQuery).after)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, request_response
 
 from ..capabilities.skills.saving import SkillSaver
 from ..config.scopes import Scope
 from ..service.api import bind_api_handlers
 from ..service.api_services import ApiServices
 from ..service.authentication import Authentication
+from ..service.method_routes import join_methods
 from .approval_pages import ApprovalPages
 from .browser_logins import BrowserLogins
 from .compression import compress
@@ -89,29 +90,27 @@ def build_page_routes(
     renderer = PageRenderer()
     access = WebAccess(authentication, logins, renderer, needs_token=needs_token)
     services = ViewerServices(api, find_saver, access, renderer)
-    routes = [
-        Route(
-            each.path,
-            access.protect(each.handler, each.scopes, is_page=each.is_page),
-            methods=[each.method],
-        )
+    pages = (
+        (each.path, each.method, access.protect(each.handler, each.scopes, is_page=each.is_page))
         for each in list_page_routes(services)
-    ]
-    routes += [
-        Route(
+    )
+    api_routes = (
+        (
             f"{API_PREFIX}{each.path}",
+            each.method,
             access.protect(handler, each.scopes, is_page=False),
-            methods=[each.method],
         )
         for each, handler in bind_api_handlers(api)
-    ]
-    return [
-        *routes,
-        Route(LOGIN_PATH, access.show_login, methods=["GET"]),
-        Route(LOGIN_PATH, access.log_in, methods=["POST"]),
-        Route("/logout", access.log_out, methods=["POST"]),
-        Route("/ui/login", access.tell_login, methods=["GET"]),
-        Route(
-            f"{STATIC_PATH}/{{version}}/{{name}}", compress(renderer.send_static), methods=["GET"]
+    )
+    open_to_all = (
+        (LOGIN_PATH, "GET", request_response(access.show_login)),
+        (LOGIN_PATH, "POST", request_response(access.log_in)),
+        ("/logout", "POST", request_response(access.log_out)),
+        ("/ui/login", "GET", request_response(access.tell_login)),
+        (
+            f"{STATIC_PATH}/{{version}}/{{name}}",
+            "GET",
+            request_response(compress(renderer.send_static)),
         ),
-    ]
+    )
+    return join_methods([*pages, *api_routes, *open_to_all])
