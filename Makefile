@@ -118,6 +118,7 @@ bench-smoke: image leaderboard  ## every part of the bench once, small
 	@$(BIN)/python -m bench run same-tape --limit 4 --json $(SMOKE)/same-tape.json
 	@$(BIN)/python -m bench run bfcl --limit 1 --json $(SMOKE)/bfcl.json
 	@$(BIN)/python -m bench run skills --condition curated --json $(SMOKE)/skills.json
+	@$(BIN)/python -m bench run kill-anywhere --targets worker --limit 1 --rounds 1 --json $(SMOKE)/kill-anywhere.json
 	@$(BIN)/python -m bench run undo --quick --json $(SMOKE)/undo.json
 	@$(BIN)/python -m bench run density --quick --json $(SMOKE)/density.json
 	@$(BIN)/python -m bench perf --quick --only warm_run --json $(SMOKE)/perf.json

@@ -1,10 +1,11 @@
-"""Experiment: kill the server or the container at each call boundary of a program that writes.
+"""Experiment: kill worker, container or server at each call boundary of a program that writes.
 
-The upstream server counts what it did. After a kill of the server, a new one on the same data
-resumes the run; where it asks about a call in doubt, the client looks at the upstream and answers.
-After a kill of the container, the client reads the ledger of the result and makes the missing
-calls. A naive client runs the whole program again. A doubled effect happened twice, a lost one
-never.
+The upstream server holds a call before or after its effect, and the kill comes then. After a kill
+of the server, a new one on the same data resumes the run; where it asks about a call in doubt, the
+client looks at the upstream and answers. After a kill of the worker or the container, the run ends,
+and the client reads the ledger of its result: it makes the calls that are not in it, and looks at
+the upstream for a call that is in it without an answer. A naive client runs the whole program
+again. A doubled effect happened twice, a lost one never.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import tempfile
 from collections import Counter
@@ -29,12 +31,18 @@ from docker.utils import kwargs_from_env
 from .engine import API_VERSION
 from .harness import TestServer, start_server
 from .mrbs.stage import upstream_entries
-from .mrbs.world import World, read_calls, write_state
+from .mrbs.world import World, write_state
 from .results import RESULTS_FOLDER, ResultRecorder, record_result
+from .servers.names import HELD_FILE, HOLD_FILE
 
-Target = Literal["server", "container"]
+Target = Literal["worker", "container", "server"]
+Point = Literal["before", "after"]  # the effect of a call
+TARGETS: tuple[Target, ...] = ("worker", "container", "server")
+POINTS: tuple[Point, ...] = ("before", "after")
 WRITES = 5
-LATENCY_MS = 40.0  # of a write; the kill comes before or after its effect
+CLIENTS = {"recovered": True, "retried": False}  # whether a client is careful
+KILLS_PER_ROUND = WRITES * len(POINTS)
+TRIALS_AT_ONCE = 3  # they wait most of the time: for servers and sandboxes to start
 TIMEOUT_S = 120.0
 ADDRESS = "boss@north.example"
 PROGRAM = """
@@ -69,54 +77,69 @@ class Trial:
         self.state.mkdir(parents=True)
         world = World({"mail": {"messages": [], "folders": [], "contacts": [ADDRESS], "sent": []}})
         write_state(self.state, world.whole_state())
-        entries = upstream_entries(self.state, ["mail"], "", LATENCY_MS, 0)
-        self.sections = {"mcpServers": entries}
+        self.sections = {"mcpServers": upstream_entries(self.state, ["mail"], "", 0.0, 0)}
 
     def sent(self) -> Counter[int]:
         """Return how often each item was sent."""
         found = json.loads((self.state / "mail.json").read_text("utf-8"))["sent"]
         return Counter(int(each["subject"].split()[1]) for each in found)
 
-    async def wait_for_calls(self, count: int) -> None:
-        """Wait until the upstream has made so many calls."""
-        while len(read_calls(self.state)) < count:  # noqa: ASYNC110 - of another process
-            await anyio.sleep(0.002)
+    async def run_and_kill(self, boundary: int, point: Point) -> tuple[str, dict[str, Any]]:
+        """Run the program, kill at a boundary, and return the run and its result, if it has one.
 
-    async def run_and_kill(self, boundary: int, wait_s: float) -> tuple[str, dict[str, Any]]:
-        """Run the program, kill after so many calls, and return the run and what is known of it."""
-        run, known = "", {}
+        Raises `RuntimeError` unless the kill came while the call was held.
+        """
+        run, result, was_killed = "", {}, False
+        held = self.state / HELD_FILE
+        (self.state / HOLD_FILE).write_text(f"{point} {boundary}", "utf-8")
         with suppress(Exception):  # the connection of a killed server fails in several ways
             async with start_server(self.folder, self.sections, pool_size=0) as server:
-                code = PROGRAM.replace("ITEMS", f"range({WRITES})")
-                arguments = {"code": code, "session": "victim", "background": True}
-                started = await server.client.call_tool("run_code", arguments)
+                arguments = {"code": program_for(range(WRITES)), "session": "victim"}
+                started = await server.client.call_tool(
+                    "run_code", {**arguments, "background": True}
+                )
                 run = (started.structured_content or {})["run"]
-                await self.wait_for_calls(boundary)
-                await anyio.sleep(wait_s)
+                while not held.exists():  # noqa: ASYNC110 - of another process
+                    await anyio.sleep(0.002)
                 await self.kill(server)
-                if self.target == "container":
-                    known = await attach(server, run)
-        return run, known
+                was_killed = held.exists()
+                held.unlink()
+                if self.target != "server":
+                    result = await attach(server, run)
+        if not was_killed:
+            raise RuntimeError(f"There was no kill {point} the effect of call {boundary}.")
+        return run, result
 
     async def kill(self, server: TestServer) -> None:
         """Send SIGKILL to the target."""
         if self.target == "server":
             os.kill(server.containers.pid, signal.SIGKILL)
             return
-        engine = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
-        for container in await server.containers.list_ids():
-            await anyio.to_thread.run_sync(engine.kill, container, "SIGKILL")
-        engine.close()
+        [container] = await server.containers.list_ids()
+        kill = kill_worker if self.target == "worker" else kill_container
+        await anyio.to_thread.run_sync(kill, container)
 
-    async def recover(self, run: str, known: dict[str, Any]) -> None:
+    async def recover(self, run: str, result: dict[str, Any]) -> None:
         """Do what a careful client does."""
         async with start_server(self.folder, self.sections, pool_size=0) as server:
             if self.target == "server":
                 await self.answer_doubts(server, run)
                 return
-            done = sum(call.get("times", 1) for call in known.get("calls", ()) if is_done(call))
-            done = max(done, sum(self.sent().values()))
-            await server.run_code(PROGRAM.replace("ITEMS", f"range({done}, {WRITES})"), "again")
+            done = self.find_done(result)
+            missing = [number for number in range(WRITES) if number not in done]
+            await server.run_code(program_for(missing), "again")
+
+    def find_done(self, result: dict[str, Any]) -> set[int]:
+        """Return the items that need no call, by the ledger of a result.
+
+        The upstream is asked only about calls that the ledger has without an answer.
+        """
+        done: set[int] = set()
+        for call in result.get("calls", ()):
+            number = item_of(call["call"])
+            if call["status"] == "ok" or self.sent()[number]:
+                done.add(number)
+        return done
 
     async def answer_doubts(self, server: TestServer, run: str) -> None:
         """Wait for the resumed run, and say of a call in doubt whether the upstream made it."""
@@ -131,7 +154,7 @@ class Trial:
 
     def decide(self, question: dict[str, Any]) -> Any:
         """Return the result of a call that was made, or that it should be made."""
-        number = next(n for n in range(WRITES) if f"subject {n}" in question["call"])
+        number = item_of(question["call"])
         if not self.sent()[number]:
             return "again"
         message = {"id": number + 1, "to": ADDRESS, "subject": f"subject {number}", "body": "text"}
@@ -140,12 +163,36 @@ class Trial:
     async def retry(self) -> None:
         """Do what a naive client does: everything again."""
         async with start_server(self.folder / "naive", self.sections, pool_size=0) as server:
-            await server.run_code(PROGRAM.replace("ITEMS", f"range({WRITES})"), "again")
+            await server.run_code(program_for(range(WRITES)), "again")
 
 
-def is_done(call: dict[str, Any]) -> bool:
-    """Return whether the ledger says that a call was made."""
-    return call.get("status", call.get("outcome")) == "ok"
+def program_for(items: Sequence[int]) -> str:
+    """Return the program for some items."""
+    return PROGRAM.replace("ITEMS", repr(list(items)))
+
+
+def item_of(call: str) -> int:
+    """Return the item that a call sends."""
+    [number] = re.findall(r"subject (\d+)", call)
+    return int(number)
+
+
+def kill_container(container: str) -> None:
+    """Kill a container."""
+    engine = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
+    engine.kill(container, "SIGKILL")
+    engine.close()
+
+
+def kill_worker(container: str) -> None:
+    """Kill all that runs user code in a container, and leave its supervisor."""
+    engine = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
+    supervisor = engine.inspect_container(container)["State"]["Pid"]
+    processes = engine.top(container, ps_args="-eo pid,ppid")["Processes"]
+    engine.close()
+    for pid, parent in ((int(row[0]), int(row[1])) for row in processes):
+        if parent == supervisor:
+            os.kill(pid, signal.SIGKILL)
 
 
 async def attach(server: TestServer, run: str) -> dict[str, Any]:
@@ -157,40 +204,75 @@ async def attach(server: TestServer, run: str) -> dict[str, Any]:
             return data
 
 
-async def measure(recorder: ResultRecorder, rounds: int) -> None:
+async def try_once(
+    target: Target, boundary: int, point: Point, *, is_careful: bool
+) -> Counter[int]:
+    """Kill once and recover; return how often each item was sent."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        anyio.fail_after(TIMEOUT_S),
+    ):
+        trial = Trial(Path(folder), target)
+        run, result = await trial.run_and_kill(boundary, point)
+        if is_careful:
+            await trial.recover(run, result)
+        else:
+            (trial.folder / "naive").mkdir()
+            await trial.retry()
+        return trial.sent()
+
+
+async def measure(recorder: ResultRecorder, options: argparse.Namespace) -> None:
     """Kill each target at each boundary, before and after the effect of a call."""
-    for target in ("server", "container"):
-        ours, naive = Effects(), Effects()
-        for boundary in [each for _ in range(rounds) for each in range(WRITES)]:
-            for wait_s in (0.0, LATENCY_MS / 2e3):
-                for effects in (ours, naive):
-                    with (
-                        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-                        anyio.fail_after(TIMEOUT_S),
-                    ):
-                        trial = Trial(Path(folder), target)
-                        run, known = await trial.run_and_kill(boundary, wait_s)
-                        if effects is ours:
-                            await trial.recover(run, known)
-                        else:
-                            (Path(folder) / "naive").mkdir()
-                            await trial.retry()
-                        effects.add(trial.sent())
-        for name, effects in (("recovered", ours), ("retried", naive)):
-            recorder.details[f"{target}, {name}"] = vars(effects)
+    chosen = range(WRITES)[: options.limit or None]
+    boundaries = [(number, point) for number in chosen for point in POINTS] * options.rounds
+    found: dict[str, dict[str, int]] = recorder.details.setdefault("effects", {})
+    for target in options.targets:
+        for name, is_careful in CLIENTS.items():
+            effects = Effects()
+            for sent in await try_all(target, boundaries, is_careful=is_careful):
+                effects.add(sent)
+            found[f"{target}, {name}"] = vars(effects)
             for kind in ("doubled", "lost"):
                 per_thousand = 1e3 * getattr(effects, kind) / effects.kills
                 recorder.add(f"{target}, {name}, {kind}", "per 1,000 kills", [per_thousand])
             print(f"{target:10} {name:10} {vars(effects)}", flush=True)
 
 
+async def try_all(
+    target: Target, boundaries: Sequence[tuple[int, Point]], *, is_careful: bool
+) -> list[Counter[int]]:
+    """Kill at each boundary, some at once; return how often each item was sent."""
+    found: list[Counter[int]] = []
+    waiting = iter(boundaries)
+
+    async def try_next() -> None:
+        for boundary, point in waiting:
+            found.append(await try_once(target, boundary, point, is_careful=is_careful))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(TRIALS_AT_ONCE):
+            group.start_soon(try_next)
+    return found
+
+
 def main(arguments: Sequence[str]) -> int:
     """Kill and count; return 1 if a recovery doubled or lost an effect."""
     top = argparse.ArgumentParser(prog="python -m bench run kill-anywhere", description=__doc__)
-    top.add_argument("--rounds", type=int, default=10, help="of 20 kills for each target")
+    top.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    help_text = f"of {KILLS_PER_ROUND} kills for each target and client"
+    top.add_argument("--rounds", type=int, default=10, help=help_text)
+    top.add_argument("--limit", type=int, default=0, help="calls to kill at; default: all")
     top.add_argument("--json", type=Path, default=RESULTS_FOLDER / "kill-anywhere.json")
     options = top.parse_args(arguments)
     with record_result("kill-anywhere", options.json) as recorder:
-        anyio.run(measure, recorder, options.rounds)
-    found = [each for name, each in recorder.details.items() if name.endswith("recovered")]
-    return int(any(each["doubled"] or each["lost"] for each in found))
+        recorder.details["rounds"] = options.rounds
+        anyio.run(measure, recorder, options)
+    found = recorder.details["effects"]
+    return int(
+        any(
+            each["doubled"] or each["lost"]
+            for name, each in found.items()
+            if name.endswith("recovered")
+        )
+    )

@@ -297,24 +297,29 @@ def write_same_tape(results: Sequence[SuiteResult], plots: Path) -> str:
     return f"## Same tape\n{describe_run(result, command)}\n{text}{named}"
 
 
+KILL_CLIENTS = {"recovered": "resumed, with the ledger", "retried": "naive retry"}
+
+
 def write_kills(results: Sequence[SuiteResult], plots: Path) -> str:
     """Write the section on kills."""
     result = results[-1]
-    rows = [
-        [
-            name.partition(", ")[0],
-            {"recovered": "resumed, with the ledger", "retried": "naive retry"}[
-                name.partition(", ")[2]
-            ],
-            str(found["kills"]),
-            f"{1e3 * found['doubled'] / found['kills']:.0f}",
-            f"{1e3 * found['lost'] / found['kills']:.0f}",
-        ]
-        for name, found in result.details.items()
-    ]
+    rows, bars = [], {}
+    for name, found in result.details["effects"].items():
+        target, _, client = name.partition(", ")
+        doubled, lost = (1e3 * found[kind] / found["kills"] for kind in ("doubled", "lost"))
+        client = KILL_CLIENTS[client]
+        rows.append([target, client, str(found["kills"]), f"{doubled:.0f}", f"{lost:.0f}"])
+        bars[f"{client.partition(',')[0]}: {target} killed"] = doubled
+    text = (
+        "A program of five writes is killed before and after the effect of each of them. A client "
+        "that reads the ledger asks the upstream only about a call that has no answer there.\n"
+    )
     header = ("killed", "client", "kills", "doubled per 1,000 kills", "lost per 1,000 kills")
-    command = "python -m bench run kill-anywhere"
-    return f"## Kill anywhere\n{describe_run(result, command)}\n{markdown_table(header, rows)}"
+    command = f"python -m bench run kill-anywhere --rounds {result.details['rounds']}"
+    head = f"## Kill anywhere\n{describe_run(result, command)}\n{text}"
+    title = "Effects that a kill doubled"
+    plot = plot_bars(title, "per 1,000 kills", bars, plots, "kill-anywhere")
+    return f"{head}\n{markdown_table(header, rows)}\n{plot}"
 
 
 def write_undo(results: Sequence[SuiteResult], plots: Path) -> str:

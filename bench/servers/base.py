@@ -16,10 +16,11 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 
-from .names import CALL_LOG, LATENCY_VARIABLE, STATE_VARIABLE
+from .names import CALL_LOG, HELD_FILE, HOLD_FILE, LATENCY_VARIABLE, STATE_VARIABLE
 
 __all__ = ["StatefulServer", "ToolError", "find_record", "next_id"]
 
+HOLD_POLL_S = 0.002
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -31,6 +32,7 @@ class StatefulServer:
         self.name = name
         self.folder = Path(os.environ[STATE_VARIABLE])
         self.mcp = MCPServer(name, log_level="ERROR")
+        self._calls = 0  # that had their effect
         self._latency_s = float(os.environ.get(LATENCY_VARIABLE, "0")) / 1e3
 
     def read_state(self) -> dict[str, Any]:
@@ -60,12 +62,14 @@ class StatefulServer:
                 await anyio.sleep(self._latency_s)
                 arguments = inspect.signature(function).bind(*args, **kwargs).arguments
                 is_ok = False
+                await self._hold("before")
                 try:
                     value = await function(*args, **kwargs)
                     is_ok = True
-                    return value
                 finally:
                     self._log_call(name, arguments, is_ok)
+                await self._hold("after")
+                return value
 
             self.mcp.add_tool(call, annotations=ToolAnnotations(read_only_hint=reads))
             return call
@@ -75,6 +79,15 @@ class StatefulServer:
     def run(self) -> None:
         """Serve over stdio."""
         self.mcp.run()
+
+    async def _hold(self, point: str) -> None:
+        """Wait before or after the effect of a call while the bench asks for it."""
+        place = self.folder / HOLD_FILE
+        if place.exists() and place.read_text("utf-8") == f"{point} {self._calls}":
+            held = place.rename(self.folder / HELD_FILE)
+            while held.exists():  # noqa: ASYNC110 - until another process removes it
+                await anyio.sleep(HOLD_POLL_S)
+        self._calls += point == "after"
 
     def _log_call(self, tool: str, arguments: dict[str, Any], is_ok: bool) -> None:
         entry = {"server": self.name, "tool": tool, "arguments": arguments, "ok": is_ok}

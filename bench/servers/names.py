@@ -8,3 +8,4 @@ REPOSITORY_FOLDER = "repository"
 DATABASE_FILE = "shop.db"
 STATE_VARIABLE, LATENCY_VARIABLE, API_VARIABLE = "BENCH_STATE", "BENCH_LATENCY_MS", "BENCH_API"
 SCENARIO_FILE, TRACE_FILE = "scenario.json", "trace.pickle"
+HOLD_FILE, HELD_FILE = "hold.txt", "held.txt"  # a call that waits for the bench, and while it does
