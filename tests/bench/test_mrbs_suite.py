@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx2
 import pytest
 
+from bench.fake_llm import API_KEY, start_model_server
 from bench.mrbs import TASKS, make_world
 from bench.mrbs.stage import Stage, open_stage
 from bench.mrbs.task import fill_in
@@ -76,6 +82,67 @@ def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:
     for task in tasks:
         assert not task["is_right"]
         assert task["usage"]["turns"] == 1, "the model answered"
+
+
+@contextmanager
+def record_requests(url: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Run a proxy before a model; yield its address and the requests that it has seen."""
+    seen: list[dict[str, Any]] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            seen.append(json.loads(body))
+            headers = {"content-type": "application/json", "authorization": f"Bearer {API_KEY}"}
+            answer = httpx2.post(f"{url}/chat/completions", content=body, headers=headers)
+            self.send_response(answer.status_code)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1", seen
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_retry_shows_the_error_and_never_the_answer(tmp_path: Path) -> None:
+    task = TASKS_BY_NAME["calculator/growth"]
+    world = make_world(task, 0)
+    answer = task.expect(world.copy())
+    programs = ["1 / 0", "raise ValueError('not like this')", "# answer\n12345"]
+    replies = [{"reply": f"```python\n{program}\n```"} for program in programs]
+    with start_model_server() as model, record_requests(model.url) as (url, seen):
+        model.set_script(*replies)
+        command = [*MRBS, "--mode", "llm", "--model", "openai/echo", "--only", task.name]
+        command += ["--api-base", url, "--json", str(tmp_path / "retry.json")]
+        done = subprocess.run(
+            [*command, "--api-key-variable", "BENCH_KEY"],
+            cwd=ROOT,
+            env={**os.environ, "BENCH_KEY": API_KEY},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert done.returncode == 1, done.stdout + done.stderr
+    first, second, third = (request["messages"] for request in seen)
+    assert "ZeroDivisionError" in second[-1]["content"]
+    assert "not like this" in third[-1]["content"]
+    assert first[1]["content"] == fill_in(task.prompt, world)
+    assert [each["role"] for each in third] == ["system", *["user", "assistant"] * 2, "user"]
+    for text in (json.dumps(request) for request in seen):
+        assert str(int(answer)) not in text
+        assert "WRONG" not in text
+        assert "expected" not in text
 
 
 async def test_the_end_state_cannot_be_written_without_the_tools(stage: Stage) -> None:

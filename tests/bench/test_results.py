@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from bench.results import SuiteResult, read_result, record_result
 from bench.sections import SECTIONS
 from bench.statistics import percentile, wilson_interval
 from bench.suites import SUITES
+
+ROOT = Path(__file__).parents[2]
 
 
 def write_result(file: Path, suite: str, samples: dict[str, list[float]]) -> SuiteResult:
@@ -58,6 +63,59 @@ def test_only_a_significant_change_is_a_regression(tmp_path: Path) -> None:
     assert compare_files(tmp_path / "a.json", tmp_path / "a.json", seed=0) == 0
     again = {change.interval for change in compare_results(before, after, 0)}
     assert again == {change.interval for change in compare_results(before, after, 0)}
+
+
+def write_outcomes(file: Path, outcomes: list[bool]) -> None:
+    with record_result("mrbs", file) as recorder:
+        for number, is_right in enumerate(outcomes):
+            recorder.add(f"task {number}: right", "success", [float(is_right)], "higher")
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "code", "says"),
+    [
+        (10, 0, 1, "worse"),
+        (12, 2, 1, "worse"),
+        (0, 10, 0, "better"),
+        (3, 3, 0, "same"),
+        (1, 0, 0, "same"),
+        (4, 2, 0, "same"),
+    ],
+)
+def test_tasks_are_compared_in_pairs(
+    tmp_path: Path, lost: int, won: int, code: int, says: str
+) -> None:
+    before = [number % 3 > 0 for number in range(66)]
+    right = [number for number, is_right in enumerate(before) if is_right]
+    wrong = [number for number, is_right in enumerate(before) if not is_right]
+    changed = {*right[:lost], *wrong[:won]}
+    after = [is_right != (number in changed) for number, is_right in enumerate(before)]
+    write_outcomes(tmp_path / "a.json", before)
+    write_outcomes(tmp_path / "b.json", after)
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "compare", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (code, says), done.stdout + done.stderr
+
+
+def test_noise_is_rarely_taken_for_a_change(tmp_path: Path) -> None:
+    draw = random.Random(7)
+    times = {f"{number}": [draw.lognormvariate(2, 0.4) for _ in range(30)] for number in range(24)}
+    before = write_result(tmp_path / "a.json", "perf", times)
+    again = {name: [draw.lognormvariate(2, 0.4) for _ in range(30)] for name in times}
+    after = write_result(tmp_path / "b.json", "perf", again)
+    verdicts = Counter(change.verdict for change in compare_results(before, after, 0))
+    assert verdicts["same"] >= 21, "a 95 % interval is wrong for about 1 of 20"
+    slower = {name: [1.5 * each for each in values] for name, values in again.items()}
+    after = write_result(tmp_path / "c.json", "perf", slower)
+    verdicts = Counter(change.verdict for change in compare_results(before, after, 0))
+    assert verdicts["worse"] >= 21
+    assert verdicts["better"] == 0
 
 
 def test_a_report_is_written_once_and_checked_afterwards(tmp_path: Path) -> None:
