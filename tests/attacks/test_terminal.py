@@ -40,9 +40,12 @@ HOSTILE = (
     f"{FOREIGN_STYLE}a\x1b]0;title\x07\x1b[2J\x1b[1A\x1bc\x9b2J\x9d0;x\x9c\rb\x08\x08c\x7f\x00"
     "\u202ed\u2066e\u200bf\u200dg\ufeffh\u2028i\u2029j\x85k\x0bl\x0cm\x1cn\U000e0041"
 )
+CLIENT_FILE = ".cursor/mcp.json"
 FILE_NAME = HOSTILE.replace("\0", "").replace("/", "")[:40]
 LONG_LINE = f"{HOSTILE}" + "x" * 1_000_000
 OWN_STYLES = re.compile(r"\x1b\[[0-9;]*m")
+# The line that shows progress is rewritten, and the cursor is hidden meanwhile.
+OWN_PROGRESS = re.compile(r"\r(?:\x1b\[1A)?\x1b\[2K|\x1b\[\?25[lh]")
 MODES: dict[str, dict[str, Any]] = {
     "a terminal": {"is_terminal": True, "TERM": "xterm-256color"},
     "a terminal without colours": {"is_terminal": True, "NO_COLOR": "1"},
@@ -73,6 +76,8 @@ COMMANDS: dict[tuple[str, ...], list[str]] = {
     ("agent",): ["agent {hostile} --max-steps 2"],
     ("approvals",): ["approvals", "approvals {waiting} all allow", "approvals {hostile}"],
     ("backup",): ["backup {folder}/backup.tar", "backup {folder}/{hostile}/x"],
+    ("completion",): [],  # its texts are this program's own
+    ("config", "init"): ["config init {folder}/{hostile}/x", "config init {broken}"],
     ("config", "show"): ["config show"],
     ("credentials", "encrypt-again"): ["credentials encrypt-again"],
     ("credentials", "list"): ["credentials list"],
@@ -84,6 +89,9 @@ COMMANDS: dict[tuple[str, ...], list[str]] = {
     ("files",): ["files report", "files report get *", "files report get {hostile}"],
     ("gc",): ["gc --dry-run"],
     ("image", "build"): ["image build"],
+    ("import",): ["import {client_file} --count --dry-run", "import {broken}"],
+    ("init",): ["init --yes --client cursor --no-import"],
+    ("install",): ["install cursor --dry-run --name {hostile}", "install cursor --env {hostile}"],
     ("packages", "prune"): ["packages", "packages prune --days 0"],
     ("replay", "ask"): ["replay ask report:1 h", "replay ask {hostile} 1"],
     ("replay", "cancel"): ["replay cancel report:1", "replay cancel {hostile}"],
@@ -118,10 +126,21 @@ COMMANDS: dict[tuple[str, ...], list[str]] = {
     ("token", "create"): ["token create {hostile}", "token create ann"],
     ("token", "list"): ["token list"],
     ("token", "revoke"): ["token revoke {hostile}"],
+    ("uninstall",): ["uninstall cursor", "uninstall cursor --name {hostile}"],
     ("view",): [],  # its pages are tested in a browser
     ("tools",): ["tools", "tools hostile", "tools {hostile}"],
 }
-SLOW = {"agent", "doctor", "image build", "replay fork", "replay rerun", "skills check", "tools"}
+SLOW = {
+    "agent",
+    "doctor",
+    "image build",
+    "import",
+    "init",
+    "replay fork",
+    "replay rerun",
+    "skills check",
+    "tools",
+}
 CLI = Path(cli.__file__).parent
 # The last one holds code for a sandbox.
 WRITERS = {"terminal_text.py", "console.py", "demo_console.py", "programs.py"}
@@ -147,12 +166,14 @@ class Prepared:
             "folder": str(folder),
             "archive": str(folder / "changed.zip"),
             "broken": str(folder / f"broken{FILE_NAME}.zip"),
+            "client_file": str(folder / CLIENT_FILE),
         }
         return [word.format_map(names) for word in line.split()]
 
     def run(self, words: list[str], **mode: Any) -> CompletedCommand:
-        """Run a command."""
-        return run_command("--config", self.settings, *words, **mode)
+        """Run a command; the client `cursor` of its home folder has hostile servers."""
+        home = str(self.settings.parent)
+        return run_command("--config", self.settings, *words, HOME=home, **mode)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +204,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, model: fake_llm.ModelServ
     waiting = anyio.run(use_server, settings)
     prepared = Prepared(settings, make_names_hostile(folder), waiting)
     change_archive(prepared)
+    write_client_file(folder)
     return prepared
+
+
+def write_client_file(folder: Path) -> None:
+    """Write the configuration of a client whose servers have hostile names and values."""
+    servers = {
+        HOSTILE: {"command": HOSTILE, "args": [HOSTILE], "env": {HOSTILE: HOSTILE}},
+        "theirs": {**own_server_entry("hostile"), "env": {"API_TOKEN": HOSTILE.replace("\0", "")}},
+        "remote": {"url": f"https://example.com/{HOSTILE}", "headers": {HOSTILE: HOSTILE}},
+    }
+    (folder / CLIENT_FILE).parent.mkdir()
+    (folder / CLIENT_FILE).write_text(json.dumps({"mcpServers": servers}))
 
 
 async def use_server(settings: Path) -> str:
@@ -269,7 +302,7 @@ def find_variants(path: tuple[str, ...]) -> list[list[str]]:
 def check_printed(text: str) -> None:
     """Assert that a text is printable lines, styled by this program alone."""
     assert FOREIGN_STYLE not in text
-    plain = OWN_STYLES.sub("", text)
+    plain = OWN_PROGRESS.sub("", OWN_STYLES.sub("", text))
     assert sorted({char for char in plain if not char.isprintable()} - {"\n"}) == []
 
 
