@@ -106,8 +106,8 @@ class EventEncoder:
             self._sequence, self._open_calls, self._approved_calls, self._held_end
         )
 
-    def encode_page(self, stored: Iterator[StoredEvent]) -> list[EncodedEvent]:
-        """Return the events that the first recorded ones become, as many as make a page."""
+    def encode_page(self, stored: Iterator[StoredEvent], max_bytes: int) -> list[EncodedEvent]:
+        """Return the events that the first recorded ones become, about `max_bytes` at most."""
         page: list[EncodedEvent] = []
         size = 0
         for count, each in enumerate(stored, 1):
@@ -119,7 +119,7 @@ class EventEncoder:
                 continue
             page += new
             size += sum(len(event.data) for event in new)
-            if count >= MAX_PAGE_EVENTS or size >= MAX_PAGE_BYTES:
+            if count >= MAX_PAGE_EVENTS or size >= max_bytes:
                 break
         return page
 

@@ -3,7 +3,7 @@
 Everything is read from the journal, so a run may execute here, in another server, or have ended
 long ago. Those who follow one run share what is read: the one who is furthest ahead reads the next
 page, and the others get it from memory. One who is too slow for that reads for himself, so that
-nobody waits for him, and none of them costs more memory than a few pages.
+nobody waits for him; he has one batch in memory, until his client has taken it.
 
 Rule: an event is passed on when it is committed. Otherwise the next server could give its id to
 another one.
@@ -28,6 +28,7 @@ from ..runtime.runtime import Runtime
 from ..server.run_lookup import REMOTE_POLL_INTERVAL_S
 from .run_events import (
     BEGINNING,
+    MAX_PAGE_BYTES,
     WHOLE_EVENT,
     EncodedEvent,
     EventEncoder,
@@ -40,7 +41,7 @@ END_CHECK_S = 1.0
 FILES_TIMEOUT_S = 60.0  # for the files of a finished run to come from another server
 MAX_KEPT_EVENTS = 1_000  # of a run that is followed, for those who are not ahead
 MAX_KEPT_BYTES = 1024 * 1024
-MAX_BATCH_BYTES = 64 * 1024  # that one who follows gets at once
+MAX_BATCH_BYTES = 24 * 1024  # that one who follows gets at once: mostly one event of long output
 
 
 class FollowedRun(NamedTuple):
@@ -62,10 +63,11 @@ class Page(NamedTuple):
 class RunEventReader:
     """Reads the events of a run, one page after the other, and waits for new ones."""
 
-    def __init__(self, runtime: Runtime, run: FollowedRun) -> None:
+    def __init__(self, runtime: Runtime, run: FollowedRun, max_page_bytes: int) -> None:
         self._runtime = runtime
         self._journal = runtime.journal
         self._run = run
+        self._max_page_bytes = max_page_bytes
         self._state = EventReaderState()
         self._files_until: float | None = None  # when files that have not come count as lost
 
@@ -111,7 +113,7 @@ class RunEventReader:
     async def _read_page(self) -> Page:
         def encode(run: RunRow, stored: Iterator[StoredEvent]) -> Page:
             encoder = EventEncoder(run, state)
-            events = encoder.encode_page(stored)
+            events = encoder.encode_page(stored, self._max_page_bytes)
             return Page(run, events, encoder.state)
 
         state = self._state
@@ -172,6 +174,10 @@ class RunFeed:
                 return self._events[first : last + 1]
         return self._events[first:]
 
+    def forget_until(self, position: EventPosition) -> None:
+        """Forget the events up to a position."""
+        self._forget(bisect_right(self._events, position, key=lambda each: each.position))
+
     async def advance(self, position: EventPosition) -> None:
         """Wait until there is an event after a position, or it is certain that there is none."""
         async with self._lock:
@@ -188,8 +194,12 @@ class RunFeed:
         while size > MAX_KEPT_BYTES and count < len(self._events) - 1:
             size -= len(self._events[count].data)
             count += 1
+        self._forget(count)
+
+    def _forget(self, count: int) -> None:
         if count:
-            self.start, self._size = self._events[count - 1].position, size
+            self.start = self._events[count - 1].position
+            self._size -= sum(len(each.data) for each in self._events[:count])
             del self._events[:count]
 
 
@@ -217,6 +227,8 @@ class RunFollower:
             events = feed.find_after(self.position)
             if events:
                 self.position = events[-1].position
+                if feed is self._own:
+                    feed.forget_until(self.position)
                 return events
             if feed.is_complete:
                 return ()
@@ -247,13 +259,14 @@ class RunFeeds:
 
     async def follow_run(self, run: FollowedRun, after: EventPosition = BEGINNING) -> RunFollower:
         """Return a follower of a run who gets the events after a position."""
-        open_feed = partial(self._open_feed, run)
-        feed = self._feeds.get(run.id) or await open_feed(after)
+        feed = self._feeds.get(run.id) or await self._open_feed(run, MAX_PAGE_BYTES, after)
         feed = self._feeds.setdefault(run.id, feed)  # another may have been faster
-        return RunFollower(feed, open_feed, after)
+        return RunFollower(feed, partial(self._open_feed, run, MAX_BATCH_BYTES), after)
 
-    async def _open_feed(self, run: FollowedRun, after: EventPosition) -> RunFeed:
-        reader = RunEventReader(self._runtime, run)
+    async def _open_feed(
+        self, run: FollowedRun, max_page_bytes: int, after: EventPosition
+    ) -> RunFeed:
+        reader = RunEventReader(self._runtime, run, max_page_bytes)
         sequence = max(after.sequence - (after.part != WHOLE_EVENT), 0)
         if sequence:
             last = await self._runtime.journal.load_last_sequence(run.session_id)
