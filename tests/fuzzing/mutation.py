@@ -135,6 +135,6 @@ def dump_json(random: Random, data: Any) -> bytes:
     """Return JSON, in ASCII or, seldom, with everything that Python writes."""
     try:
         text = json.dumps(data, ensure_ascii=random.random() < 0.9, separators=(",", ":"))
-    except (ValueError, RecursionError):  # numbers and depths that Python refuses to write
+    except (ValueError, RecursionError, MemoryError):  # what cannot be written, or only at length
         return b"[" * 1_000
     return text.encode("utf-8", "surrogatepass")[:MAX_BYTES]

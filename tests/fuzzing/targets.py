@@ -13,22 +13,40 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
+from starlette.requests import Request
+from starlette.types import Message
+
+from mcpruntime_server.capabilities.packages.requirements import (
+    find_refused,
+    parse_installed,
+    parse_requirements,
+)
 from mcpruntime_server.capabilities.skills.guides import parse_front_matter
+from mcpruntime_server.capabilities.skills.skill_packages import find_packages
+from mcpruntime_server.capabilities.web.web_requests import (
+    check_address,
+    check_headers,
+    summarize_request,
+)
 from mcpruntime_server.config import Config
-from mcpruntime_server.errors import InvalidRequest, SkillRefused
+from mcpruntime_server.config.web_rules import parse_rule
+from mcpruntime_server.errors import CallFailed, InvalidRequest, SkillRefused
 from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.protocol import wire
+from mcpruntime_server.protocol.json_limits import ValueCounter
 from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.output_buffer import OutputBuffer
 from mcpruntime_server.runtime.run_history import load_recorded_run
 from mcpruntime_server.runtime.run_report import RunReport, validate_value
+from mcpruntime_server.sandboxed.library.packages import find_script_dependencies
 from mcpruntime_server.server.result_format import (
     build_run_result,
     format_run_result,
@@ -39,6 +57,13 @@ from mcpruntime_server.server.stdio_transport import (
     ClientMessageWriter,
     encode_client_message,
 )
+from mcpruntime_server.service import api_models, inspection_models
+from mcpruntime_server.service.api_models import RequestModel
+from mcpruntime_server.service.credential_pages import read_form
+from mcpruntime_server.service.problems import problem_response
+from mcpruntime_server.service.request_checks import MAX_BODY_VALUES, TOO_MANY
+from mcpruntime_server.service.requests import BadRequest, read_body, read_query
+from mcpruntime_server.viewer.terminal_output import CONTROL, PLAIN, render_line, skip_styles
 
 from .mutation import MAX_BYTES, Mutator, mutate_bytes, mutate_json_text
 
@@ -46,6 +71,12 @@ SEEDS = Path(__file__).parent / "seeds"
 MAX_ANSWER_BYTES = 2_000  # to a line that is no message
 MAX_FRONT_MATTER_BYTES = 100_000
 MAX_RESULT_CHARS = 200_000
+MAX_QUERY_BYTES = 60_000  # more is refused before it is read
+MAX_PROBLEM_BYTES = 20_000
+MAX_OUTCOME_CHARS = 1_000
+MAX_SUMMARY_CHARS = 70_000
+MAX_LINES = 2_000  # of a page that shows output
+MAX_MARKUP_CHARS = 30_000  # of a line, without elements
 IMPORTS_PER_JOURNAL = 300
 CONFIG = Config()
 LABELS = (
@@ -321,6 +352,186 @@ async def read_front_matter(data: bytes) -> str:
     return " ".join(sorted({type(value).__name__ for value in found.values()}))
 
 
+# HTTP -------------------------------------------------------------------------------------------
+
+BODIES = (
+    b'{"code": "1 + 1", "session": "x", "timeout_s": 1.5, "background": true}',
+    b'{"line": 3, "expression": "n", "max_hits": 5}',
+    b'{"step": 1, "answers": [{"call": 1, "value": {"a": 1}}], "following": true}',
+    b"token=mcprt_0_x&next=%2Fs%2Fx&code=abc",
+    b"csrf=a%20b&decision=allow&answer=%7B%22a%22%3A1%7D",
+    b"q=a+b&offset=20&limit=5&after=r_1:3.1",
+)
+FORM_TYPE = "application/x-www-form-urlencoded"
+MODELS = sorted(
+    {
+        each
+        for module in (api_models, inspection_models)
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, RequestModel) and each is not RequestModel
+    },
+    key=lambda model: model.__name__,
+)
+
+
+def make_request(data: bytes, content_type: str) -> Request:
+    """Return a request with a body, which is its query, too, as far as that is valid."""
+    sent = iter((data[: len(data) // 2], data[len(data) // 2 :]))
+
+    async def receive() -> Message:
+        part = next(sent, None)
+        return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "headers": [(b"content-type", content_type.encode())],
+        "query_string": data[:MAX_QUERY_BYTES],
+    }
+    return Request(scope, receive)
+
+
+async def read_requests(data: bytes) -> str:
+    """Read a form, and the body and the query of each route."""
+    if ValueCounter().feed(data) > MAX_BODY_VALUES:
+        return TOO_MANY  # as the server says it before anything is read
+    outcomes = set()
+    try:
+        form = await read_form(make_request(data, FORM_TYPE))
+        assert all(isinstance(value, str) for value in form.values())
+        outcomes.add(f"form of {min(len(form), 5)}")
+    except InvalidRequest as exc:
+        outcomes.add(str(exc))
+    for model in MODELS:
+        try:
+            (await read_body(make_request(data, "application/json"), model)).model_dump_json()
+            outcomes.add(model.__name__)
+        except BadRequest as exc:
+            check_problem(exc)
+            outcomes.add(exc.problem.detail)
+        try:
+            read_query(make_request(data, FORM_TYPE), model).model_dump_json()
+            outcomes.add(f"query of {model.__name__}")
+        except BadRequest as exc:
+            check_problem(exc)
+    return " ".join(sorted(outcomes))[:MAX_OUTCOME_CHARS]
+
+
+def check_problem(exc: BadRequest) -> None:
+    """Assert that the answer to an invalid request is bounded."""
+    answer = problem_response(exc.problem).body
+    assert len(answer) <= MAX_PROBLEM_BYTES, f"a problem has {len(answer):,} bytes"
+
+
+# packages ---------------------------------------------------------------------------------------
+
+SCRIPTS = (
+    b'# /// script\n# dependencies = ["scipy>=1.14", '
+    b"'a.b_c[x,y]~=2; python_version>\"3\"']\n# ///\n",
+    b'# /// script\n# dependencies = [\n#   "a==1",\n# ]\n# [tool.mcpruntime.packages]\n'
+    b'# a = { version = "1", sha256 = "' + b"a" * 64 + b'" }\n# ///\nx = 1\n',
+    b"# /// script\n# /// script\n#\n# ///\n# ///\n",
+)
+
+
+async def read_packages(data: bytes) -> str:
+    """Read the block of a script, in a sandbox and on the host, and the names in it."""
+    code = data.decode("utf-8", "replace")
+    listed = find_packages(code)
+    texts = find_script_dependencies(code)
+    outcome = f"{min(len(listed), 3)} listed, {min(len(texts), 3)} found: "
+    try:
+        requirements = parse_requirements(texts)
+    except CallFailed as exc:
+        return outcome + str(exc)
+    refused = find_refused(requirements, ["scipy*", "a-b*", "a"])
+    for each in requirements:
+        assert each.url is None
+        assert re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", each.name)
+        assert "\n" not in str(each)
+    parse_installed(dict.fromkeys(texts, "1.0"))
+    return outcome + ("refused" if refused else "allowed")
+
+
+# web requests -----------------------------------------------------------------------------------
+
+WEB_RULES = (
+    "GET,HEAD https://api.example.com/v1/*/items/*",
+    "https://*.example.org",
+    "POST http://localhost:8080/a*b*c",
+    "https://[::1]:8443",
+)
+WEB_CALLS = (
+    {
+        "target": "web.GET api.example.com",
+        "args": {
+            "url": "https://api.example.com/v1/a%20b/items/3?x=1#y",
+            "headers": [["Accept", "*/*"], ["X-A", "b"]],
+        },
+    },
+    {
+        "target": "web.POST localhost:8080",
+        "args": {"url": "http://localhost:8080/axbyc", "body": {"base64": "YWJj"}},
+    },
+    {"target": "web.GET [::1]:8443", "args": {"url": "https://[::1]:8443/", "body": None}},
+    {"target": "web.PUT a.b.example.org", "args": {"url": "https://a.b.example.org/?q=%2e%2e"}},
+)
+
+
+async def ask_for_address(data: bytes) -> str:
+    """Decide about a request as code words it; what is allowed goes where the rule says."""
+    try:
+        call = json.loads(data)
+        target, args = call["target"], call["args"]
+        wire.Call(1, 1, target, args).check()
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        return f"no call: {type(exc).__name__}"
+    if not isinstance(target, str) or not isinstance(args, dict):
+        return "no call"
+    rules = [parse_rule(text) for text in WEB_RULES]
+    with suppress(ValueError):
+        rules.append(parse_rule(str(args.get("url"))))
+    try:
+        method, address = check_address(target, args)
+        headers = check_headers(args.get("headers", []))
+    except CallFailed as exc:
+        return str(exc)
+    assert not re.search(rb"[\r\n\0]", b"".join(part for header in headers for part in header))
+    assert not re.search("[\r\n\0 ]", address.url)
+    assert (urlsplit(address.url).hostname or "") == address.host
+    assert len(json.dumps(summarize_request(address, args.get("body")))) <= MAX_SUMMARY_CHARS
+    matching = [rule.host for rule in rules[: len(WEB_RULES)] if rule.matches(method, address)]
+    for host in matching:
+        assert address.host == host or address.host.endswith(host.lstrip("*"))
+    return f"{method} {matching}"
+
+
+# printed output ---------------------------------------------------------------------------------
+
+PRINTED = (
+    b"plain <b>text</b> & more\n\x1b[1;31mred\x1b[0m\r50 %\r100 %\n",
+    b"\x1b[38;5;196mx\x1b[48;2;1;2;3my\x1b]0;title\x07z\x1b[2K\x1b[m\n",
+    b"\x1bPq#0\x1b\\\x1b(B\x9b31m\xe2\x80\xae'\"`\n",
+)
+CLASS_NAMES = re.compile('class="([^"]*)"')
+OWN_MARKUP = re.compile(r'<span class="(?:ansi-[a-z0-9]+(?: ansi-[a-z0-9]+)*|cut)">|</span>')
+
+
+async def render_printed(data: bytes) -> str:
+    """Render printed lines as markup, which is text and elements of the server's own."""
+    style, classes = PLAIN, set()
+    for line in data.decode("utf-8", "replace").split("\n")[:MAX_LINES]:
+        markup, after = render_line(line, style)
+        skip_styles(line, style)
+        style = after
+        text = OWN_MARKUP.sub("", markup)
+        assert not set(text) & set("<>\"'"), "markup that is not the server's own"
+        assert not CONTROL.search(text.replace("\t", ""))
+        assert len(text) <= MAX_MARKUP_CHARS, f"a line has {len(text):,} characters"
+        classes.update(CLASS_NAMES.findall(markup))
+    return " ".join(sorted(classes))[:MAX_OUTCOME_CHARS]
+
+
 def name_outcome(text: str) -> str:
     """Return an outcome without what differs from input to input."""
     return re.sub(r"'.*'|\".*\"|\d+|/\S+", "·", text, flags=re.DOTALL)[:100]
@@ -340,4 +551,10 @@ TARGETS = {
     ),
     "guide": Target([each.encode() for each in GUIDES], mutate_bytes, read_front_matter),
     "result": Target(FRAMES, mutate_frames, render_result),
+    "request": Target(BODIES, mutate_json_text, read_requests),
+    "package": Target(SCRIPTS, mutate_bytes, read_packages),
+    "web": Target(
+        [json.dumps(each).encode() for each in WEB_CALLS], mutate_json_text, ask_for_address
+    ),
+    "printed": Target(PRINTED, mutate_bytes, render_printed),
 }

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import time
 
-from mcpruntime_server.config.web_rules import parse_address, parse_rule
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpruntime_server.config.web_rules import matches_wildcards, parse_address, parse_rule
 
 MISLEADING_ADDRESSES = [
     "http://2130706433/",
@@ -149,3 +154,15 @@ def test_a_rule_allows_nothing_else(rule: str, method: str, url: str) -> None:
 def test_what_is_no_rule_is_refused(rule: str) -> None:
     with pytest.raises(ValueError, match=r"rule|host|port|below"):
         parse_rule(rule)
+
+
+@given(st.text("ab*", max_size=9), st.text("ab\n", max_size=20))
+def test_wildcards_stand_for_any_characters(pattern: str, text: str) -> None:
+    expected = re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL)
+    assert matches_wildcards(pattern, text) == (expected is not None)
+
+
+def test_many_wildcards_take_linear_time() -> None:
+    started = time.process_time()
+    assert not matches_wildcards("/" + "a*" * 50 + "c", "/" + "a" * 8_000)
+    assert time.process_time() - started < 1.0

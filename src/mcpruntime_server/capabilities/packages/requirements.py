@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from ...errors import CallFailed
@@ -34,7 +34,8 @@ def parse_requirements(texts: Any) -> list[Requirement]:
             raise CallFailed("invalid_arguments", f"{text!r:.100} is not a package.")
         try:
             requirement = Requirement(text)
-        except InvalidRequirement:
+            canonicalize_name(requirement.name, validate=True)
+        except (InvalidRequirement, InvalidName):
             requirement = None
         if requirement is None or requirement.url is not None:
             message = f'{text!r:.100} is not a package with versions, such as "scipy>=1.14".'

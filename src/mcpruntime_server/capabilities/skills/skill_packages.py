@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...journal.recording import RecordedCall
+from ...protocol.script_block import find_script_block
 
 INSTALL_TARGET = "packages.install"
-BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(?:^#(?:| .*)$\s)+)^# ///$\s?")
 DIGEST = re.compile("[0-9a-f]{64}")
 PLAIN_TEXT = re.compile(r"[A-Za-z0-9._+!-]{1,100}")  # names and versions
 MAX_PACKAGES = 200
@@ -37,17 +37,16 @@ class SkillPackage:
 
 def find_packages(source: str) -> Sequence[SkillPackage]:
     """Return the packages that the source of a skill lists with their digests."""
-    block = BLOCK.search(source) if "# /// script" in source else None
+    block = find_script_block(source)
     if block is None:
         return ()
-    text = "\n".join(line.removeprefix("#").strip() for line in block["content"].splitlines())
     try:
-        table = tomllib.loads(text)["tool"]["mcpruntime"]["packages"]
+        table = tomllib.loads(block)["tool"]["mcpruntime"]["packages"]
         found = [
             SkillPackage(name, str(entry["version"]), str(entry["sha256"]))
             for name, entry in table.items()
         ]
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError):
+    except (tomllib.TOMLDecodeError, RecursionError, KeyError, TypeError, AttributeError):
         return ()
     return tuple(filter(is_valid, found[:MAX_PACKAGES]))
 

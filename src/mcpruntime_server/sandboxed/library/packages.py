@@ -12,6 +12,7 @@ import sys
 import types
 
 from ...protocol.library_names import PACKAGES_MODULE
+from ...protocol.script_block import find_script_block
 from . import tools
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
@@ -26,7 +27,6 @@ their names and versions. They stay for the session. A block at the top of the c
 # /// script
 # dependencies = ["scipy>=1.14"]
 # ///"""
-SCRIPT_BLOCK = re.compile(r"(?m)^# /// script[ \t]*$\s(?P<content>(?:^#(?:| .*)$\s)+)^# ///[ \t]*$")
 DEPENDENCIES = re.compile(r"(?ms)^dependencies\s*=\s*\[(.*?)\]")
 TOML_TEXT = re.compile(r"\"([^\"\\\n]*)\"|'([^'\n]*)'")
 
@@ -103,13 +103,10 @@ def describe_platform() -> Dict[str, str]:
 
 def find_script_dependencies(code: str) -> List[str]:
     """Return the dependencies in the block at the top of a script (PEP 723)."""
-    if "# /// script" not in code:
-        return []
-    block = SCRIPT_BLOCK.search(code)
+    block = find_script_block(code)
     if block is None:
         return []
-    lines = [line[2:] if line.startswith("# ") else line[1:] for line in block[1].splitlines()]
-    found = DEPENDENCIES.search("\n".join(lines))
+    found = DEPENDENCIES.search(block)
     if found is None:
         return []
     return [first or second for first, second in TOML_TEXT.findall(found[1])]
