@@ -31,6 +31,7 @@ from ..capabilities.knowledge.resource_provider import (
 from ..capabilities.knowledge.service import KnowledgeService, open_knowledge
 from ..capabilities.llm.model_process import open_model_process
 from ..capabilities.llm.model_service import ModelService, select_backend
+from ..capabilities.own_credentials import OwnCredentials
 from ..capabilities.policy import Policy
 from ..capabilities.skills.descriptions import describe_skill
 from ..capabilities.skills.guides import GuideFolders
@@ -41,7 +42,7 @@ from ..capabilities.tools.catalog import Catalog, open_catalog
 from ..capabilities.tools.catalog_servers import ReportChange
 from ..capabilities.tools.catalogue_cache import CatalogueCache
 from ..capabilities.tools.input_resources import UpstreamResources
-from ..capabilities.tools.principal_upstreams import CredentialVault, open_principal_upstreams
+from ..capabilities.tools.principal_upstreams import open_principal_upstreams
 from ..capabilities.tools.resource_listing import (
     list_resources,
     read_text_resource,
@@ -182,6 +183,17 @@ class App:
             logger.warning("run %s could not be considered as a skill: %s", run.id, exc)
 
 
+def make_vault(config: Config, credentials_url: str) -> OwnCredentials:
+    """Return the credentials that principals have stored."""
+    data_dir = config.server.data_dir
+    return OwnCredentials(
+        CredentialStore(data_dir),
+        partial(load_keys, config.credentials, data_dir),
+        partial(format_command, config),
+        credentials_url,
+    )
+
+
 @asynccontextmanager
 async def open_tools(
     config: Config, on_change: ReportChange = lambda *_: None, credentials_url: str = ""
@@ -195,12 +207,7 @@ async def open_tools(
     data_dir = config.server.data_dir
     log_dir = data_dir / "logs"
     cache = CatalogueCache(data_dir / "catalogues")
-    vault = CredentialVault(
-        CredentialStore(data_dir),
-        partial(load_keys, config.credentials, data_dir),
-        partial(format_command, config),
-        credentials_url,
-    )
+    vault = make_vault(config, credentials_url)
     async with (
         open_upstreams(config.mcpServers, base, log_dir, cache) as upstreams,
         open_principal_upstreams(
@@ -310,7 +317,8 @@ async def open_app(
             if may_ask_for_packages(config):
                 await add_package_routes(config, journal, router, answer_skill_call)
             if config.network.rules:
-                await add_web_routes(config, journal, router, optional)
+                vault = make_vault(config, credentials_url)
+                await add_web_routes(config, journal, vault, router, optional)
             async with (
                 open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
@@ -410,14 +418,18 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
 
 
 async def add_web_routes(
-    config: Config, journal: Journal, router: Router, exit_stack: AsyncExitStack
+    config: Config,
+    journal: Journal,
+    vault: OwnCredentials,
+    router: Router,
+    exit_stack: AsyncExitStack,
 ) -> None:
     """Let code make web requests, for as long as `exit_stack` is open."""
     from ..capabilities.web.web_requests import open_web_requests  # slow, and seldom needed
 
     rate = Rate(config.network.requests_per_minute)
     web = await exit_stack.enter_async_context(
-        open_web_requests(config.network, journal, rate.count)
+        open_web_requests(config.network, journal, vault, rate.count)
     )
     router.add_route(
         "web",

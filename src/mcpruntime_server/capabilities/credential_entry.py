@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ..config import Config, UpstreamSettings
 from ..config.diagnostics import suggest_names
-from ..config.placeholders import PER_PRINCIPAL, check_credential
+from ..config.models import WebCredential
+from ..config.placeholders import DEFAULT_NAME, PER_PRINCIPAL, check_credential
+from ..config.web_rules import CREDENTIAL_SCHEME, credential_user
 from ..errors import InvalidRequest, NotFound
 from .credential_keys import load_keys
 from .credential_store import CredentialStore
@@ -25,8 +27,13 @@ class CredentialEntry:
 def find_entry(config: Config, server: str, name: str | None) -> CredentialEntry:
     """Return the credential that is meant; a name is needed if the server has several.
 
+    A host of `[network]` is named as it is there, or with https:// in front.
+
     Raises `NotFound`, `InvalidRequest`.
     """
+    host = server.removeprefix(CREDENTIAL_SCHEME)
+    if server != host or (host in config.network.credentials and host not in config.mcpServers):
+        return _find_host(config.network.credentials, host, name)
     needed = _find_server(config.mcpServers, server).find_placeholders()
     listed = ", ".join(needed)
     if name is None and len(needed) > 1:
@@ -51,6 +58,24 @@ def store_credential(config: Config, entry: CredentialEntry, principal: str, sec
     data_dir = config.server.data_dir
     keys = load_keys(config.credentials, data_dir)
     CredentialStore(data_dir).set_credential((entry.server, principal, entry.name), secret, keys)
+
+
+def _find_host(hosts: Mapping[str, WebCredential], host: str, name: str | None) -> CredentialEntry:
+    entry = hosts.get(host)
+    if entry is None:
+        hint = suggest_names(host, hosts) if hosts else "The settings have no entries."
+        message = f"There is no entry {host!r:.80} in network.credentials."
+        raise NotFound(message, remedy=hint.strip())
+    if not entry.is_per_principal:
+        raise InvalidRequest(
+            f"The credential of {host} is shared: it is in the settings.",
+            remedy=f'Write `credentials = "{PER_PRINCIPAL}"` and `${{credential}}` into its entry.',
+        )
+    if name not in (None, DEFAULT_NAME):
+        raise InvalidRequest(
+            f"{host} uses no credential {name!r:.60}.", remedy=f"It uses: {DEFAULT_NAME}."
+        )
+    return CredentialEntry(credential_user(host), DEFAULT_NAME, frozenset({"headers"}))
 
 
 def _find_server(servers: Mapping[str, UpstreamSettings], name: str) -> UpstreamSettings:

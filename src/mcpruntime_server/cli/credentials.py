@@ -11,6 +11,7 @@ from ..config.placeholders import (
     DEFAULT_NAME,
     MAX_CREDENTIAL_BYTES,
 )
+from ..config.web_rules import CREDENTIAL_SCHEME, credential_user
 from ..errors import InvalidRequest
 from ..journal.rows import LOCAL_PRINCIPAL
 from .console import ConsoleWriter, format_time
@@ -37,7 +38,7 @@ def credentials_command() -> None:
 @click.option("--name", help="Which one, if the server needs several.")
 @pass_config
 def set_command(config: Config, *, server: str, principal: str, name: str | None) -> int:
-    """Store a credential for SERVER, an entry of mcpServers.
+    """Store a credential for SERVER, an entry of mcpServers or a host of network.credentials.
 
     It is read from stdin, or asked for on a terminal, and stored encrypted. A running server uses
     it at once.
@@ -96,6 +97,8 @@ def remove_command(config: Config, *, server: str, principal: str, name: str | N
     """Remove a credential for SERVER; a running server ends the connection that uses it."""
     from ..capabilities.credential_store import CredentialStore
 
+    if server in config.network.credentials and server not in config.mcpServers:
+        server = credential_user(server)
     store = CredentialStore(config.server.data_dir)
     count = store.remove_credentials(server, principal, name)
     what = "a credential" if count == 1 else f"{count} credentials"
@@ -148,6 +151,9 @@ def read_secret(server: str, name: str) -> str:
 
 
 def is_used(config: Config, server: str, name: str) -> bool:
-    """Return whether an entry of mcpServers needs a credential of this name."""
+    """Return whether an entry of the settings needs a credential of this name."""
+    host = config.network.credentials.get(server.removeprefix(CREDENTIAL_SCHEME))
+    if server.startswith(CREDENTIAL_SCHEME):
+        return host is not None and host.is_per_principal and name == DEFAULT_NAME
     entry = config.mcpServers.get(server)
     return entry is not None and entry.is_per_principal and name in entry.find_placeholders()

@@ -53,7 +53,12 @@ def interpolate_network(
         return dict(table)
     credentials = {
         host: _interpolate_fields(
-            entry, ("network", "credentials", host), NETWORK_FIELDS, environ, report
+            entry,
+            ("network", "credentials", host),
+            NETWORK_FIELDS,
+            environ,
+            report,
+            entry.get("credentials") == PER_PRINCIPAL,
         )
         if isinstance(entry, dict)
         else entry
@@ -126,7 +131,7 @@ def _resolve_reference(
         report(
             key,
             f"has {found[0]!r}, the credential of a principal; it belongs into env, headers, args "
-            f'or url of a server with `credentials = "{PER_PRINCIPAL}"`.',
+            f'or url of a server, or value of a host, with `credentials = "{PER_PRINCIPAL}"`.',
         )
         return ""
     if found["malformed"]:

@@ -16,7 +16,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from .diagnostics import SettingKey
-from .placeholders import PER_PRINCIPAL, fill_text, fill_url, find_placeholder_names, is_in_host
+from .placeholders import (
+    DEFAULT_NAME,
+    PER_PRINCIPAL,
+    fill_text,
+    fill_url,
+    find_placeholder_names,
+    is_in_host,
+)
 from .scopes import Scope
 from .validation import INTERNAL, Bounds, Check, SecretText, SettingsTable
 from .web_rules import MAX_PORT, parse_host, parse_rule
@@ -213,12 +220,29 @@ class WebCredential(SettingsTable):
 
     header: HeaderName = "Authorization"
     value: SecretText = field(repr=False)
+    credentials: Literal["shared", "per-principal"] = "shared"
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` if the value cannot be that of a header."""
+        """Raise `ValueError` if the value cannot be that of a header, or has no place for one."""
         value = self.value.get_secret_value()
-        if not value.isascii() or not value.isprintable() or not value.strip():
+        names = find_placeholder_names(value)
+        if self.is_per_principal and names != [DEFAULT_NAME]:
+            raise ValueError(
+                f'`credentials = "{PER_PRINCIPAL}"` needs `${{credential}}` once in `value`'
+            )
+        text = fill_text(value, dict.fromkeys(names, "x"))
+        if not text.isascii() or not text.isprintable() or not text.strip():
             raise ValueError("`value` must be printable ASCII text and not empty")
+
+    @property
+    def is_per_principal(self) -> bool:
+        """Whether each principal has its own credential."""
+        return self.credentials == PER_PRINCIPAL
+
+    def fill_placeholder(self, secret: str) -> WebCredential:
+        """Return the entry with the credential of a principal."""
+        text = fill_text(self.value.get_secret_value(), {DEFAULT_NAME: secret})
+        return replace(self, value=SecretText(text), credentials="shared")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from urllib.parse import quote
 
 PER_PRINCIPAL = "per-principal"
-PLACEHOLDER_FIELDS = ("args", "env", "url", "headers")
+PLACEHOLDER_FIELDS = ("args", "env", "url", "headers", "value")
 DEFAULT_NAME = "default"  # of the credential that `${credential}` stands for
 PLACEHOLDER = re.compile("\0([A-Za-z0-9_-]+)\0")
 MAX_CREDENTIAL_BYTES = 8_192  # UTF-8; a private key with its certificates has about 6,000

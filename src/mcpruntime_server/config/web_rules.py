@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+CREDENTIAL_SCHEME = "https://"  # no name of an MCP server begins like this
 MAX_PORT = 65_535
 MAX_HOST_CHARS = 253
 MAX_URL_CHARS = 8_000
@@ -197,3 +198,8 @@ def parse_rule(text: str) -> WebRule:
         raise ValueError(f"{text!r:.100}: there is no port {port}")
     methods = frozenset(filter(None, (found["methods"] or "").split(",")))
     return WebRule(text, methods, found["scheme"] or "", host, port, found["path"] or "")
+
+
+def credential_user(netloc: str) -> str:
+    """Return the name of a host where a principal stores a credential for it."""
+    return f"{CREDENTIAL_SCHEME}{netloc}"

@@ -53,7 +53,11 @@ class CredentialPages:
 
     def build_routes(self) -> list[Route]:
         """Return the routes; none if no server has credentials of each principal."""
-        if not any(each.is_per_principal for each in self._config.mcpServers.values()):
+        servers, hosts = self._config.mcpServers, self._config.network.credentials
+        if not any(
+            [each.is_per_principal for each in servers.values()]
+            + [each.is_per_principal for each in hosts.values()]
+        ):
             return []
         path = f"{CREDENTIALS_PATH}/{{server:path}}"
         return join_methods(

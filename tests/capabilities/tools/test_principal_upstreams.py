@@ -19,10 +19,10 @@ import pytest
 
 from mcpruntime_server.capabilities.credential_keys import CredentialKeys, create_key, load_keys
 from mcpruntime_server.capabilities.credential_store import CredentialStore
+from mcpruntime_server.capabilities.own_credentials import OwnCredentials
 from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
 from mcpruntime_server.capabilities.tools.catalogue_cache import CatalogueCache
 from mcpruntime_server.capabilities.tools.principal_upstreams import (
-    CredentialVault,
     PrincipalUpstreams,
     open_principal_upstreams,
 )
@@ -114,7 +114,7 @@ async def open_world(
     folder: Path, settings: UpstreamSettings, on_change: Any = lambda *_: None, **limits: Any
 ) -> AsyncIterator[World]:
     (folder / "data").mkdir(exist_ok=True)
-    vault = CredentialVault(
+    vault = OwnCredentials(
         CredentialStore(folder / "data"),
         partial(keys_of, folder),
         lambda *words: " ".join(("mcpruntime-server", *words)),

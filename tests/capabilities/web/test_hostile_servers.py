@@ -12,6 +12,9 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
+from mcpruntime_server.capabilities.credential_keys import CredentialKeys
+from mcpruntime_server.capabilities.credential_store import CredentialStore
+from mcpruntime_server.capabilities.own_credentials import OwnCredentials
 from mcpruntime_server.capabilities.web.web_requests import WebRequests, open_web_requests
 from mcpruntime_server.config import NetworkSettings
 from mcpruntime_server.errors import CallFailed
@@ -69,14 +72,20 @@ def ignore_summary(args: dict[str, Any], outcome: str) -> None:
     """Do nothing: there is no ledger."""
 
 
+def unused_keys() -> CredentialKeys:
+    """Fail: no principal has a credential here."""
+    raise AssertionError("no credential is to be decrypted")
+
+
 @asynccontextmanager
 async def open_requests(folder: Path, **settings: Any) -> AsyncIterator[WebRequests]:
     """Yield what answers web requests, in the scope of a call."""
     network = NetworkSettings.from_mapping(settings)
+    vault = OwnCredentials(CredentialStore(folder), unused_keys, " ".join)
     with ServerLease(folder) as lease:
         async with (
             open_journal(folder, lease) as journal,
-            open_web_requests(network, journal, lambda _: 0.0) as requests,
+            open_web_requests(network, journal, vault, lambda _: 0.0) as requests,
         ):
             unused: Any = None
             enter_call_scope(CallScope("s", "r", "me", unused, unused, unused, ignore_summary))

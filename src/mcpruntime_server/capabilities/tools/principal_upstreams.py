@@ -14,39 +14,38 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import quote
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.to_thread import run_sync
 
 from ...config import CredentialSettings, UpstreamSettings
-from ...config.placeholders import DEFAULT_NAME, check_credential
-from ...errors import CallFailed, CredentialsUnusable, Unavailable
-from ...journal.call_scope import CredentialRequest, find_call_scope
+from ...config.placeholders import check_credential
+from ...errors import CallFailed, Unavailable
 from ...journal.principals import principal_file_name
-from ..credential_keys import CredentialKeys
-from ..credential_store import CredentialStore, StoredCredential
+from ..credential_store import StoredCredential
+from ..own_credentials import (
+    CHECK_INTERVAL_S,
+    MISSING_KIND,
+    UNUSABLE_KIND,
+    OwnCredentials,
+    missing_credential,
+)
 from ..redaction import Credentials
 from .catalogue_cache import CatalogueCache
 from .credentials import find_credentials
 from .upstream import OwnConnection, Upstream
 
-MISSING_KIND = "credential_missing"
-UNUSABLE_KIND = "credential_unusable"
 SLOT_TIMEOUT_S = 20.0  # for a connection of another principal to make room
-CHECK_INTERVAL_S = 1.0  # of idle connections, and of credentials that were changed or removed
 MAX_CREDENTIAL_PARTS = 150  # a key with its certificates has about 100 lines
 MAX_KNOWN_PRINCIPALS = 1_000  # of one upstream; those that used it longest ago are forgotten
 
 logger = logging.getLogger(__name__)
-
-FormatCommand = Callable[..., str]  # words -> a command for a person's shell
 
 
 class ConnectionSlots:
@@ -127,7 +126,7 @@ class PrincipalUpstreams:
         name: str,
         settings: UpstreamSettings,
         make_upstream: Callable[[UpstreamSettings, OwnConnection | None], Upstream],
-        vault: CredentialVault,
+        vault: OwnCredentials,
         slots: ConnectionSlots,
         tasks: TaskGroup,
         cache: CatalogueCache | None,
@@ -176,28 +175,14 @@ class PrincipalUpstreams:
 
         A person is asked for it, if the client of the run can show a page.
         """
-        upstream, scope = await self.find(principal), find_call_scope()
-        url = self._vault.find_page(self.name)
-        if principal is None or scope is None or not url:
+        upstream = await self.find(principal)
+        if principal is None:
             return upstream
         while (known := self._known.get(principal)) is not None and known.missing is not None:
-            wait = partial(self._wait_until_changed, principal, known.rows)
-            hints = [known.missing.message, known.missing.remedy]
-            if not await scope.ask_for_credential(CredentialRequest(url, hints, wait)):
+            if not await self._vault.ask(self.name, principal, known.rows, known.missing):
                 break
             upstream = await self.find(principal)
         return upstream
-
-    async def _wait_until_changed(self, principal: str, rows: tuple[StoredCredential, ...]) -> None:
-        """Wait until a principal has other credentials, whichever process has stored them."""
-        while True:
-            try:
-                if await run_sync(self._vault.find_rows, self.name, principal) != rows:
-                    return
-            except Unavailable as exc:  # the call that waits gets it
-                logger.error("%s", exc)
-                return
-            await anyio.sleep(CHECK_INTERVAL_S)
 
     async def end_stale(self) -> None:
         """End the connections whose credentials were changed or removed."""
@@ -217,7 +202,7 @@ class PrincipalUpstreams:
         scope = anyio.CancelScope()
         try:
             opened = await run_sync(
-                self._vault.open_settings, self.settings, self.name, principal, rows
+                open_settings, self._vault, self.settings, self.name, principal, rows
             )
         except CallFailed as exc:
             failure = partial(CallFailed, exc.kind, exc.message, remedy=exc.remedy)
@@ -266,88 +251,34 @@ class PrincipalUpstreams:
                 del self._known[principal]
 
 
-class CredentialVault:
-    """Opens what principals have stored.
+def open_settings(
+    vault: OwnCredentials,
+    settings: UpstreamSettings,
+    upstream: str,
+    principal: str,
+    rows: tuple[StoredCredential, ...],
+) -> tuple[UpstreamSettings, Credentials]:
+    """Return the settings with the credentials of a principal, and what to keep out of answers.
 
-    Those who have stored nothing are told how: with a command of `format_command`, or on a page
-    below `page_url`, if there is one.
+    Raises `CallFailed`. Call it in a worker thread.
     """
-
-    def __init__(
-        self,
-        store: CredentialStore,
-        load_keys: Callable[[], CredentialKeys],
-        format_command: FormatCommand,
-        page_url: str = "",
-    ) -> None:
-        self._store = store
-        self._load_keys = load_keys
-        self._format_command = format_command
-        self._page_url = page_url
-
-    def find_rows(self, upstream: str, principal: str) -> tuple[StoredCredential, ...]:
-        """Return what a principal has stored for an upstream; raises `Unavailable`."""
-        return self._store.find_credentials(upstream, principal)
-
-    def find_page(self, upstream: str) -> str:
-        """Return the URL of the page where people store a credential; "" if there is none."""
-        return f"{self._page_url}/{quote(upstream, safe='')}" if self._page_url else ""
-
-    def open_settings(
-        self,
-        settings: UpstreamSettings,
-        upstream: str,
-        principal: str,
-        rows: tuple[StoredCredential, ...],
-    ) -> tuple[UpstreamSettings, Credentials]:
-        """Return the settings with the credentials of a principal, and what to keep out of answers.
-
-        Raises `CallFailed`. Call it in a worker thread.
-        """
-        by_name = {row.name: row for row in rows}
-        needed = settings.find_placeholders()
-        if missing := sorted(needed.keys() - by_name.keys()):
-            words = ["credentials", "set", upstream, "--principal", principal]
-            if len(needed) > 1:
-                words += ["--name", missing[0]]
-            command, page = self._format_command(*words), self.find_page(upstream)
-            raise missing_credential(upstream, principal, missing, command, page)
-        try:
-            keys = self._load_keys()
-            secrets = {name: by_name[name].decrypt(keys) for name in needed}
-        except CredentialsUnusable as exc:
-            raise CallFailed(UNUSABLE_KIND, exc.message, remedy=exc.remedy) from None
-        for name, fields in needed.items():
-            if problem := check_credential(secrets[name], fields):
-                raise CallFailed(
-                    UNUSABLE_KIND, f"The credential for {upstream} cannot be used: {problem}."
-                )
-        filled = settings.fill_placeholders(secrets)
-        values = find_credentials(filled, secrets.values())
-        if len(values) > MAX_CREDENTIAL_PARTS:
+    needed = settings.find_placeholders()
+    secrets = vault.decrypt(rows, upstream, principal, list(needed))
+    for name, fields in needed.items():
+        if problem := check_credential(secrets[name], fields):
             raise CallFailed(
-                UNUSABLE_KIND,
-                f"The credential for {upstream} cannot be used: it has more than "
-                f"{MAX_CREDENTIAL_PARTS} lines or values, each of which would have to be kept out "
-                "of answers.",
+                UNUSABLE_KIND, f"The credential for {upstream} cannot be used: {problem}."
             )
-        return filled, Credentials(values)
-
-
-def missing_credential(
-    upstream: str, principal: str | None, names: Sequence[str], command: str, page: str = ""
-) -> CallFailed:
-    """Return the error for a principal that has not stored what an upstream needs."""
-    if principal is None:
-        message = f"{upstream} is used with the credentials of a principal, and there is none here."
-        return CallFailed(MISSING_KIND, message)
-    named = "" if list(names) == [DEFAULT_NAME] else f" ({', '.join(names)})"
-    return CallFailed(
-        MISSING_KIND,
-        f"{upstream} needs a credential of {principal!r:.120}{named}, and none is stored.",
-        remedy=f"A person stores it {f'at {page}, or ' if page else ''}where the server runs, "
-        f"with: {command}",
-    )
+    filled = settings.fill_placeholders(secrets)
+    values = find_credentials(filled, secrets.values())
+    if len(values) > MAX_CREDENTIAL_PARTS:
+        raise CallFailed(
+            UNUSABLE_KIND,
+            f"The credential for {upstream} cannot be used: it has more than "
+            f"{MAX_CREDENTIAL_PARTS} lines or values, each of which would have to be kept out "
+            "of answers.",
+        )
+    return filled, Credentials(values)
 
 
 def make_upstream(
@@ -363,7 +294,7 @@ async def open_principal_upstreams(
     settings: CredentialSettings,
     base_dir: Path,
     log_dir: Path,
-    vault: CredentialVault,
+    vault: OwnCredentials,
     cache: CatalogueCache | None = None,
 ) -> AsyncIterator[dict[str, PrincipalUpstreams]]:
     """Yield the upstreams with credentials of each principal, by name.

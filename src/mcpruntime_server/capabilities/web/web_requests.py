@@ -30,7 +30,9 @@ from ...journal.events import Effect
 from ...journal.store import Journal
 from ...protocol.http_bodies import encode_body
 from ...protocol.payloads import JsonObject
-from .addresses import AddressPolicy, CheckedBackend, make_tls_context
+from ..own_credentials import OwnCredentials
+from .addresses import AddressPolicy, make_tls_context
+from .connection_pools import ConnectionPools, open_pools
 from .open_responses import OpenResponse, OpenResponses
 from .web_credentials import HostCredentials
 
@@ -53,8 +55,6 @@ CONNECTION_HEADERS = frozenset(
         "proxy-connection", "alt-svc",
     )
 )  # fmt: skip
-MAX_CONNECTIONS = 256
-KEEPALIVE_EXPIRY_S = 5.0
 MAX_REASON_CHARS = 100
 MAX_SHOWN_BODY_CHARS = 2_000
 MB = 1024 * 1024
@@ -71,19 +71,20 @@ class WebRequests:
     def __init__(
         self,
         settings: NetworkSettings,
-        pool: httpcore2.AsyncConnectionPool,
+        pools: ConnectionPools,
         responses: OpenResponses,
         journal: Journal,
         count_request: Callable[[str], float],
+        credentials: HostCredentials,
     ) -> None:
         self._settings = settings
-        self._pool = pool
+        self._pools = pools
         self._responses = responses
         self._journal = journal
         self._count_request = count_request
         self._allow = [parse_rule(text) for text in settings.allow]
         self._ask = [parse_rule(text) for text in settings.ask]
-        self._credentials = HostCredentials(settings.credentials)
+        self._credentials = credentials
 
     def effect_of(self, target: str) -> Effect:
         """Return what a request may change, by its method."""
@@ -127,12 +128,13 @@ class WebRequests:
                 f"This session has sent more than {limit} web requests in a minute.",
                 remedy=f"Wait {ceil(wait_s)} s, or ask for more at once.",
             )
-        credential = self._credentials.find(address)
+        credential = await self._credentials.find(address, scope.principal)
         if credential is not None:
             headers = credential.apply(headers)
+        pool = self._pools.find(scope.principal, credential.digest if credential else b"")
         request = self._build_request(method, address, headers, content)
         with report_failures(address.host, self._settings.timeout_s):
-            response = await self._send(request, is_read=self.effect_of(target) == "read")
+            response = await self._send(pool, request, is_read=self.effect_of(target) == "read")
             chunks = aiter(response.aiter_stream())
             if credential is not None:
                 chunks = credential.redact_body(chunks)
@@ -223,13 +225,15 @@ class WebRequests:
                 message = "A piece of the body is no longer stored: send the request again."
                 raise CallFailed("not_found", message) from None
 
-    async def _send(self, request: httpcore2.Request, *, is_read: bool) -> httpcore2.Response:
+    async def _send(
+        self, pool: httpcore2.AsyncConnectionPool, request: httpcore2.Request, *, is_read: bool
+    ) -> httpcore2.Response:
         try:
-            return await self._pool.handle_async_request(request)
+            return await pool.handle_async_request(request)
         except (httpcore2.RemoteProtocolError, httpcore2.ReadError, httpcore2.WriteError):
             if not is_read:  # it may have been received
                 raise
-            return await self._pool.handle_async_request(request)
+            return await pool.handle_async_request(request)
 
 
 def check_address(target: str, args: Mapping[str, Any]) -> tuple[str, WebAddress]:
@@ -324,22 +328,19 @@ def summarize_request(address: WebAddress, body: Any) -> JsonObject:
 
 @asynccontextmanager
 async def open_web_requests(
-    settings: NetworkSettings, journal: Journal, count_request: Callable[[str], float]
+    settings: NetworkSettings,
+    journal: Journal,
+    vault: OwnCredentials,
+    count_request: Callable[[str], float],
 ) -> AsyncIterator[WebRequests]:
     """Yield the handler of web requests; leaving the context ends all of them."""
     policy = AddressPolicy(settings.private)
     ca_file = "" if settings.ca_file.name == "" else str(settings.ca_file)
     context = await anyio.to_thread.run_sync(make_tls_context, ca_file)
     responses = OpenResponses()
-    async with (
-        httpcore2.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=MAX_CONNECTIONS,
-            keepalive_expiry=KEEPALIVE_EXPIRY_S,
-            network_backend=CheckedBackend(policy),
-        ) as pool,
-        anyio.create_task_group() as tasks,
-    ):
+    credentials = HostCredentials(settings.credentials, vault)
+    async with open_pools(policy, context) as pools, anyio.create_task_group() as tasks:
         tasks.start_soon(responses.close_idle)
-        yield WebRequests(settings, pool, responses, journal, count_request)
+        tasks.start_soon(pools.close_idle)
+        yield WebRequests(settings, pools, responses, journal, count_request, credentials)
         tasks.cancel_scope.cancel()

@@ -67,6 +67,8 @@ DEFAULT_PORTS = {"http": "80", "https": "443"}
 STATUS_BY_KIND = {
     "planned": (202, "Accepted"),
     "invalid_arguments": (400, "Bad Request"),
+    "credential_missing": (401, "Unauthorized"),
+    "credential_unusable": (401, "Unauthorized"),
     "denied": (403, "Forbidden"),
     "too_large": (413, "Content Too Large"),
     "rate_limited": (429, "Too Many Requests"),
