@@ -48,6 +48,12 @@ class ServerContainers:
         pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    def peak_memory_mb(self) -> float:
+        """Return the most resident memory that the server has had."""
+        status = Path(f"/proc/{self._pid}/status").read_text()
+        line = next(each for each in status.splitlines() if each.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024 / 1e6
+
     def processor_ms(self) -> float:
         """Return the processor time that the server itself has used, all threads together."""
         threads = Path(f"/proc/{self._pid}/task").iterdir()

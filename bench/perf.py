@@ -23,6 +23,7 @@ from .results import RESULTS_FOLDER, ResultRecorder, record_result
 from .rows import SERVER_ROWS, BenchContext
 from .skill_rows import SKILL_ROWS
 from .time_rows import TIME_ROWS
+from .web_rows import WEB_ROWS
 
 MeasureRow = Callable[[BenchContext], Awaitable[BenchmarkRow | list[BenchmarkRow]]]
 
@@ -33,6 +34,7 @@ ALL_ROWS: Sequence[MeasureRow] = (
     *TIME_ROWS,
     *SKILL_ROWS,
     *LLM_ROWS,
+    *WEB_ROWS,
 )
 DEFAULT_RESULTS = RESULTS_FOLDER / "perf.json"
 TABLE_LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"

@@ -43,6 +43,7 @@ class WebServer:
     scheme: str = "https"
     requests: list[ReceivedRequest] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)  # answers below /held
+    half_sent: threading.Event = field(default_factory=threading.Event)  # of /stalls
 
     @property
     def url(self) -> str:
@@ -140,6 +141,15 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/held"):
             self.web.released.wait(60.0)
             self._send(b"released", "text/plain")
+        elif path == "/stalls":  # the second half comes when it is released
+            self.send_response(200)
+            self.send_header("Content-Length", str(LARGE_BYTES))
+            self.end_headers()
+            for _ in range(2):
+                self.wfile.write(b"0123456789" * (LARGE_BYTES // 20))
+                self.wfile.flush()
+                self.web.half_sent.set()
+                self.web.released.wait(60.0)
         elif path == "/breaks":
             self.send_response(200)
             self.send_header("Content-Length", "1000000")

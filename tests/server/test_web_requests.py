@@ -558,6 +558,36 @@ def ask(method, path):
         assert [web.count(each) for each in ("/first", path, "/last")] == [1, 2, 1]
 
 
+async def test_a_download_whose_server_is_killed_is_an_error_and_can_be_repeated(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with run_web_server(folder) as web:
+        settings = write_web_settings(tmp_path, web)
+        code = """
+import hashlib, http.client, urllib.request
+found = []
+for _ in range(2):
+    try:
+        data = urllib.request.urlopen(U + '/stalls').read()
+        found.append(hashlib.sha256(data).hexdigest())
+    except http.client.IncompleteRead as exc:
+        found.append(type(exc).__name__)
+found"""
+        async with start_ready_server(settings) as server, anyio.create_task_group() as tasks:
+            tasks.start_soon(expect_death, server, program(web, code))
+            await wait_until(web.half_sent.is_set)
+            server.kill()
+        web.released.set()
+        async with start_ready_server(settings) as server:
+            answer = await server.run(program(web, code), "s", "k")
+        whole = hashlib.sha256(b"0123456789" * (LARGE_BYTES // 10)).hexdigest()
+        assert (answer["status"], answer["value"][-1]) == ("ok", whole), answer
+        assert answer["value"][:-1] in (["IncompleteRead"], [whole]), answer
+        assert web.count("/stalls") in (2, 3)
+
+
 async def expect_death(server: KillableServer, code: str) -> None:
     with pytest.raises(ServerKilled):
         await server.run(code, "s", "k")
