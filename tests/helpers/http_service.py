@@ -22,6 +22,7 @@ from .commands import run_command
 from .forking import forked_command
 from .server_connection import TEST_TIMEOUT_S, ServerConnection
 
+ERAS = ("auto", "legacy")  # of the protocol: how a client connects
 ADDRESS = re.compile(rb"MCP at (http://\S+/mcp)")
 
 

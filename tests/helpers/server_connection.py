@@ -90,6 +90,12 @@ def write_settings(folder: Path, **sections: Any) -> Path:
     return path
 
 
+def write_local_settings(folder: Path, **sections: Any) -> Path:
+    """Write settings whose sandboxes are processes, which start quickly, and start when needed."""
+    sandbox = {"backend": "local", "pool_size": 0, **sections.pop("sandbox", {})}
+    return write_settings(folder, sandbox=sandbox, **sections)
+
+
 def server_parameters(
     settings: Path, env: dict[str, str] | None = None, *, is_forked: bool = True
 ) -> StdioServerParameters:

@@ -18,7 +18,7 @@ from mcpruntime_server.service.openapi import ApiRoute
 
 from ..helpers.event_streams import ApiClient, connect_api
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK
 
@@ -41,10 +41,9 @@ class Owned:
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("api")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         policy=ASK,
     )
     async with open_http_service(settings) as opened:
@@ -549,10 +548,9 @@ async def test_the_document_describes_every_route(api: ApiClient) -> None:
 
 
 async def test_runs_that_are_worth_it_become_skills(tmp_path: Path) -> None:
-    settings = write_settings(
+    settings = write_local_settings(
         tmp_path,
         mcpServers={"counted": upstream_entry("counted", str(tmp_path / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         skills={"auto": "active-on-second-success"},
     )
     code = "from tools.counted import add\nitem = 'ITEM'\nadd(item=item)\nloud = item.upper()\nloud"

@@ -15,7 +15,7 @@ from mcpruntime_server.service.http_connections import MAX_CONNECTIONS
 from mcpruntime_server.service.request_checks import MAX_HEADER_BYTES
 
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings
 from .test_http import post
 
 IDLE_CONNECTIONS = 1_000
@@ -26,7 +26,7 @@ UNFINISHED = (b"", b"POST", HEAD, HEAD + b"Content-Length: 9\r\n\r\n{")
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("connections")
-    settings = write_settings(folder, sandbox={"backend": "local", "pool_size": 0})
+    settings = write_local_settings(folder)
     async with open_http_service(settings) as opened, opened.http() as http:
         assert (await post(http, opened.url)).status_code == 401  # it is up
         yield opened

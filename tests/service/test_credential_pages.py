@@ -13,7 +13,7 @@ import pytest
 from mcpruntime_server.capabilities.credential_store import CredentialStore
 
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import write_settings
+from ..helpers.server_connection import write_local_settings
 from .test_principal_credentials import SECRETS, WHO, digest, prepare
 
 
@@ -148,6 +148,6 @@ async def test_without_authentication_the_form_asks_for_no_token(tmp_path: Path)
 
 
 async def test_without_servers_that_need_them_there_are_no_pages(tmp_path: Path) -> None:
-    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    settings = write_local_settings(tmp_path)
     async with open_http_service(settings) as service, service.http() as http:
         assert (await http.get(page_of(service))).status_code == 404

@@ -16,7 +16,7 @@ from bench import fake_llm
 from ..capabilities.agent.conftest import program_answer
 from ..helpers.commands import run_command
 from ..helpers.event_streams import ApiClient, ReceivedEvent, connect_api
-from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.http_service import ERAS, HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S
 from ..server.test_tasks_extension import Declared, Taker
 from .test_principal_credentials import WHO, digest, give, prepare
@@ -73,7 +73,7 @@ class PageVisitor:
         return ElicitResult(action=self._action)
 
 
-@pytest.mark.parametrize("era", ["auto", "legacy"])
+@pytest.mark.parametrize("era", ERAS)
 async def test_a_run_waits_until_a_person_has_stored_the_credential(
     service: HttpService, era: str
 ) -> None:
@@ -87,7 +87,7 @@ async def test_a_run_waits_until_a_person_has_stored_the_credential(
     assert f"keyed needs a credential of 'zoe-{era}'" in message
 
 
-@pytest.mark.parametrize("era", ["auto", "legacy"])
+@pytest.mark.parametrize("era", ERAS)
 async def test_a_person_who_declines_lets_the_call_fail_and_is_not_asked_again(
     service: HttpService, era: str
 ) -> None:

@@ -21,7 +21,7 @@ from mcpruntime_server.service.run_events import EncodedEvent
 
 from ..helpers.event_streams import ApiClient, ReceivedEvent, connect_api, parse_events
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK
 
@@ -43,18 +43,18 @@ print('x' * 70_000)
 """
 
 
-def write_local_settings(folder: Path) -> Path:
-    return write_settings(
+def write_stream_settings(folder: Path) -> Path:
+    return write_local_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0, "output_mb": 16},
+        sandbox={"output_mb": 16},
         policy=ASK,
     )
 
 
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
-    settings = write_local_settings(tmp_path_factory.mktemp("streams"))
+    settings = write_stream_settings(tmp_path_factory.mktemp("streams"))
     async with open_http_service(settings) as opened:
         yield opened
 
@@ -176,7 +176,7 @@ async def test_a_client_that_leaves_does_not_end_the_run(api: ApiClient, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_the_next_server_continues_a_stream(tmp_path: Path, number: int) -> None:
-    settings = write_local_settings(tmp_path)
+    settings = write_stream_settings(tmp_path)
     async with open_http_service(settings) as first:
         token = first.create_token("ann")
         async with connect_api(first, token) as api:
@@ -209,7 +209,7 @@ async def test_the_next_server_continues_a_stream(tmp_path: Path, number: int) -
 
 
 async def test_a_run_of_another_server_is_joined_and_answered(tmp_path: Path) -> None:
-    settings = write_local_settings(tmp_path)
+    settings = write_stream_settings(tmp_path)
     code = f"{gated_code(tmp_path)}\nfrom tools.counted import add\nadd(item='x')\n'end'"
     async with (
         open_http_service(settings) as first,
@@ -236,7 +236,7 @@ async def test_a_run_of_another_server_is_joined_and_answered(tmp_path: Path) ->
 
 
 async def test_a_run_of_another_server_is_cancelled_there(tmp_path: Path) -> None:
-    settings = write_local_settings(tmp_path)
+    settings = write_stream_settings(tmp_path)
     async with (
         open_http_service(settings) as first,
         open_http_service(settings) as second,

@@ -20,7 +20,7 @@ from mcpruntime_server.service.export_api import MAX_OPEN_EXPORTS
 
 from ..helpers.event_streams import connect_api
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings
 
 NOTEBOOK = "/sessions/long/notebook.ipynb"
 PART = bytes(64 * 1024)
@@ -28,7 +28,7 @@ PART = bytes(64 * 1024)
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[HttpService]:
-    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    settings = write_local_settings(tmp_path)
     async with open_http_service(settings) as opened:
         yield opened
 

@@ -13,13 +13,12 @@ import pytest
 from mcp import MCPError
 from mcp.types import Result
 
-from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import ServerConnection, write_settings
+from ..helpers.http_service import ERAS, HttpService, open_http_service
+from ..helpers.server_connection import ServerConnection, write_local_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK, choose
 from ..server.test_tasks_extension import METHODS, AboutTask, Declared, Params
 
-ERAS = ("auto", "legacy")
 CODE = "open('f', 'w').write('secret')\nsecret = 'secret'"
 NO_RUN, NO_SESSION = "r_" + "0" * 20, "s_" + "0" * 20
 
@@ -37,10 +36,9 @@ class Owned:
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("foreign")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         policy=ASK,
     )
     async with open_http_service(settings) as opened:

@@ -17,12 +17,16 @@ from mcpruntime_server.cli.serve import bind_listener
 from mcpruntime_server.config import HttpSettings
 
 from ..helpers.commands import run_command
-from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, parse_answer, write_settings
+from ..helpers.http_service import ERAS, HttpService, open_http_service
+from ..helpers.server_connection import (
+    TEST_TIMEOUT_S,
+    parse_answer,
+    write_local_settings,
+    write_settings,
+)
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK, World, choose
 
-ERAS = ("auto", "legacy")
 INITIALIZE: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
@@ -39,10 +43,9 @@ ACCEPT = "application/json, text/event-stream"
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("http")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         policy=ASK,
     )
     async with open_http_service(settings) as opened:

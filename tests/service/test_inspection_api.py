@@ -14,7 +14,7 @@ import pytest
 from ..helpers.event_streams import ApiClient, connect_api
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.random_programs import write_program
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings
 from ..helpers.sizes import choose_size
 from ..server.conftest import upstream_entry
 
@@ -34,13 +34,12 @@ STEPS = (
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("inspection")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={
             "counted": upstream_entry("counted", str(folder / "done")),
             "witness": upstream_entry("witness", str(folder / "witnessed"), "3"),
         },
-        sandbox={"backend": "local", "pool_size": 0},
     )
     async with open_http_service(settings) as opened:
         yield opened

@@ -26,12 +26,12 @@ from mcp.types import (
 
 from tests.upstreams.painter import RED_PIXEL, make_silence
 
-from ..helpers.http_service import HttpService, open_http_service
+from ..helpers.http_service import ERAS, HttpService, open_http_service
 from ..helpers.server_connection import (
     TEST_TIMEOUT_S,
     ServerConnection,
     parse_answer,
-    write_settings,
+    write_local_settings,
 )
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK, choose
@@ -45,7 +45,6 @@ from ..server.test_tasks_extension import (
     Taker,
 )
 
-ERAS = ("auto", "legacy")
 MAKE_PICTURE = """\
 import os, struct, zlib
 def png(side):
@@ -91,7 +90,7 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
     folder = tmp_path_factory.mktemp("features")
     (folder / "docs").mkdir()
     (folder / "docs" / "office.md").write_text("# Office\n\nThe door code is kept by the porter.\n")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={
             "counted": upstream_entry("counted", str(folder / "done")),
@@ -100,7 +99,6 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
         knowledge={"handbook": {"path": str(folder / "docs")}},
         llm={"broker": "sampling"},
         policy=ASK,
-        sandbox={"backend": "local", "pool_size": 0},
     )
     async with open_http_service(settings) as opened:
         yield opened
@@ -394,7 +392,7 @@ async def test_a_client_of_the_older_protocols_gets_no_task(
 
 
 async def test_a_task_continues_in_the_next_server(tmp_path: Path, gate: Gate) -> None:
-    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    settings = write_local_settings(tmp_path)
     async with open_http_service(settings) as first:
         token = first.create_token("ann")
         async with taking(first, token) as client:

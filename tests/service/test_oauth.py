@@ -32,7 +32,7 @@ from ..helpers.identity_provider import (
     open_identity_provider,
     public_jwk,
 )
-from ..helpers.server_connection import write_settings
+from ..helpers.server_connection import write_local_settings, write_settings
 from .test_http import post
 
 Forge = Callable[[IdentityProvider], str]
@@ -50,9 +50,8 @@ async def service(
     tmp_path_factory: pytest.TempPathFactory, provider: IdentityProvider
 ) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("oauth")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
-        sandbox={"backend": "local", "pool_size": 0},
         http={
             "failures_per_minute": 0,  # the tests fail often, from one address
             "oauth": {"issuer": provider.issuer, "resource": RESOURCE},

@@ -29,7 +29,7 @@ from mcpruntime_server.sandbox.image import choose_tag
 from mcpruntime_server.service.metrics import MAX_TOOL_LABELS, OTHER_TOOL, RuntimeMetrics
 
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings, write_settings
 from ..server.conftest import upstream_entry
 
 SCRAPE_TOKEN = "scrape-only"
@@ -99,7 +99,7 @@ async def test_administrators_get_the_reasons(service: HttpService, ann: str) ->
 
 
 async def test_a_server_without_authentication_gives_its_reasons(tmp_path: Path) -> None:
-    settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    settings = write_local_settings(tmp_path)
     async with open_http_service(settings, "--no-auth") as service:
         found = (await get(service, "/readyz")).json()
         metrics = await get(service, "/metrics")
@@ -248,7 +248,7 @@ async def test_runs_calls_and_sandboxes_are_counted(service: HttpService, ann: s
 async def test_model_requests_are_counted_with_their_tokens(tmp_path: Path) -> None:
     with fake_llm.start_model_server() as model:
         llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.API_KEY}
-        settings = write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0}, llm=llm)
+        settings = write_local_settings(tmp_path, llm=llm)
         async with open_http_service(settings, "--no-auth") as service:
             async with service.connect() as client:
                 assert (await client.run("ask_llm('Say something')")).status == "ok"

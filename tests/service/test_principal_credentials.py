@@ -20,8 +20,8 @@ from mcpruntime_server.capabilities.credential_store import CredentialStore
 from mcpruntime_server.config import CredentialSettings
 from tests.upstreams import FOLDER
 
-from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import ServerConnection, write_settings
+from ..helpers.http_service import ERAS, HttpService, open_http_service
+from ..helpers.server_connection import ServerConnection, write_local_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import choose
 
@@ -55,11 +55,10 @@ def prepare(folder: Path, web_address: str = "http://127.0.0.1:9", **sections: A
         name: {**entry, "credentials": "per-principal"}
         for name, entry in {"keyed": keyed, "leaky": leaky, "web": web}.items()
     }
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={**own, "shared": upstream_entry("keyed", "nobodys")},
         credentials={"key_file": str(key_file)},
-        sandbox={"backend": "local", "pool_size": 0},
         **sections,
     )
     for name, secret in SECRETS.items():
@@ -210,7 +209,7 @@ async def test_a_skill_that_uses_an_own_connection_is_tested_and_used(
     assert await clients["ann"].evaluate(used) == "OTHER!"
 
 
-@pytest.mark.parametrize("era", ["auto", "legacy"])
+@pytest.mark.parametrize("era", ERAS)
 async def test_policy_and_approvals_are_as_for_any_server(tmp_path: Path, era: str) -> None:
     policy = {"write": "ask", "tools": {"keyed.tell": "deny"}}
     async with open_http_service(prepare(tmp_path, policy=policy)) as service:

@@ -15,7 +15,7 @@ from mcp.types import PaginatedRequestParams, Request, Result
 
 from ..helpers.commands import run_command
 from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import ServerConnection, connect_server, write_settings
+from ..helpers.server_connection import ServerConnection, connect_server, write_local_settings
 from ..server.conftest import upstream_entry
 
 SECRET = "quarterly figures of ann"
@@ -32,10 +32,9 @@ run('WORD')
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("private")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
     )
     async with open_http_service(settings) as opened:
         yield opened

@@ -22,12 +22,17 @@ from mcpruntime_server.service.mcp_connections import (
     principal_digest,
 )
 
-from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import TEST_TIMEOUT_S, ServerConnection, write_settings
+from ..helpers.http_service import ERAS, HttpService, open_http_service
+from ..helpers.server_connection import (
+    TEST_TIMEOUT_S,
+    ServerConnection,
+    write_local_settings,
+    write_settings,
+)
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK, choose
 from ..server.test_lifecycle import containers
-from .test_http import ACCEPT, ERAS, INITIALIZE, post
+from .test_http import ACCEPT, INITIALIZE, post
 
 ANNS = f"{'0' * 32}{principal_digest('ann', '0' * 32)}."
 END_SIGNALS = {"stopped": signal.SIGTERM, "killed": signal.SIGKILL}
@@ -36,7 +41,7 @@ SLOW = "import time\nfor n in range(99): print(n, flush=True); time.sleep(0.05)\
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    return write_settings(tmp_path, sandbox={"backend": "local", "pool_size": 0})
+    return write_local_settings(tmp_path)
 
 
 def port_of(service: HttpService) -> int:
@@ -78,10 +83,9 @@ async def test_a_connected_client_continues_with_the_next_server(
 
 
 async def test_a_connection_that_is_opened_again_can_still_ask_its_person(tmp_path: Path) -> None:
-    settings = write_settings(
+    settings = write_local_settings(
         tmp_path,
         mcpServers={"counted": upstream_entry("counted", str(tmp_path / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         policy=ASK,
     )
     async with open_http_service(settings) as first:
@@ -100,10 +104,9 @@ async def test_a_connection_that_is_opened_again_can_still_ask_its_person(tmp_pa
 async def test_a_form_that_is_open_during_a_restart_can_be_answered(
     tmp_path: Path, end: str
 ) -> None:
-    settings = write_settings(
+    settings = write_local_settings(
         tmp_path,
         mcpServers={"counted": upstream_entry("counted", str(tmp_path / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         policy=ASK,
     )
     asked, restarted, answered = anyio.Event(), anyio.Event(), anyio.Event()
@@ -252,7 +255,7 @@ async def test_an_id_that_no_server_gave_is_unknown(
 @pytest.fixture(scope="module")
 async def shared_service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("http")
-    settings = write_settings(folder, sandbox={"backend": "local", "pool_size": 0})
+    settings = write_local_settings(folder)
     async with open_http_service(settings) as service:
         yield service
 

@@ -20,22 +20,20 @@ from mcpruntime_server.server.permissions import (
 )
 
 from ..helpers.commands import run_command
-from ..helpers.http_service import HttpService, open_http_service
-from ..helpers.server_connection import parse_answer, write_settings
+from ..helpers.http_service import ERAS, HttpService, open_http_service
+from ..helpers.server_connection import parse_answer, write_local_settings
 from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK, choose
 
-ERAS = ("auto", "legacy")
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("scopes")
-    settings = write_settings(
+    settings = write_local_settings(
         folder,
         mcpServers={"counted": upstream_entry("counted", str(folder / "done"))},
-        sandbox={"backend": "local", "pool_size": 0},
         policy=ASK,
     )
     async with open_http_service(settings) as opened:
