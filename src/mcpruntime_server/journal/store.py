@@ -72,6 +72,7 @@ from .server_lease import ServerLease, is_server_alive
 
 MB = 1024 * 1024
 MAX_BACKLOG_BYTES = 64 * 1024 * 1024  # of events that wait for the disk; `append` refuses more
+MAX_OPENED_AT_ONCE = 2  # large blobs: each is read to its end first, to compare its digest
 MEASURE_INTERVAL_S = 60.0  # between two measurements of what a principal has recorded
 SLOW_BACKLOG_BYTES = 8 * 1024 * 1024  # of these events: calls of code wait until they are written
 EVENT_OVERHEAD_BYTES = 100  # of an event in memory, besides its text
@@ -165,6 +166,7 @@ class Journal:
         self.data_dir = data_dir
         self.owner = lease.owner
         self.blobs = blobs
+        self._hash_limiter = anyio.CapacityLimiter(MAX_OPENED_AT_ONCE)
         self._path = data_dir / "journal.db"
         self._writer = JournalWriter(connection, connect_nonblocking(self._path), self._path)
         self._idle_readers: list[Connection] = []
@@ -596,7 +598,7 @@ class Journal:
 
     async def open_blob(self, digest: str) -> IO[bytes]:
         """Open a blob for reading, however large it is; raises as `get_blob` does."""
-        return await to_thread.run_sync(self.blobs.open_blob, digest)
+        return await to_thread.run_sync(self.blobs.open_blob, digest, limiter=self._hash_limiter)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in a worker thread on a snapshot that has everything appended before."""

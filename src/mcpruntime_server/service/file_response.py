@@ -21,7 +21,7 @@ from ..journal.events import FileEntry
 from ..journal.store import Journal
 from ..server.workspace_resources import guess_type
 
-CHUNK_BYTES = 64 * 1024
+CHUNK_BYTES = 32 * 1024  # of which an unread response holds several
 CLOSE_TIMEOUT_S = 5.0
 RANGE = re.compile(r"bytes=(?P<first>\d{1,15})?-(?P<last>\d{1,15})?")
 SAFE_HEADERS = {

@@ -26,6 +26,7 @@ UNREAD_TIMEOUT_S = 300.0  # in which a slow client reads what the kernel has buf
 LINGER_S = 2.0  # for a client to read why its request was refused
 KEEP_ALIVE_S = 60  # of a connection between two requests
 MAX_FILES = 65_536  # that the process opens, connections included
+MAX_UNSENT_BYTES = 32 * 1024  # that wait for a client to read, before more of a response does
 MAX_JOINED_BYTES = 64 * 1024  # that wait for the rest of what is written in the same turn
 ABORT_KEY = "abort_connection"  # in the state of a request
 UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that has not sent all of a request
@@ -102,6 +103,7 @@ class HttpConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first request."""
+        transport.set_write_buffer_limits(MAX_UNSENT_BYTES)
         self._writes = JoinedWrites(transport, self.loop)
         super().connection_made(self._writes)
         self._start_deadline()
