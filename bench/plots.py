@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter, StrMethodFormatter
 
 from .statistics import Interval
 
@@ -63,6 +63,8 @@ def draw_panel(panel: Axes, title: str, ways: Mapping[str, Sequence[tuple[int, f
         calls, tokens = zip(*sorted(found), strict=True)
         panel.scatter(calls, tokens, s=22, color=COLOURS[way], label=way, alpha=0.85, linewidth=0)
     panel.set(title=title, xlabel="calls", xscale="log", yscale="log")
+    panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    panel.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def plot_bars(
@@ -74,7 +76,7 @@ def plot_bars(
         names = list(bars)[::-1]
         colours = [BLUE if is_ours(each) else GRAY for each in names]
         drawn = panel.barh(names, [bars[each] for each in names], color=colours, height=0.62)
-        panel.bar_label(drawn, fmt=lambda value: f"{value:,.3g}", padding=4, color="#444")
+        panel.bar_label(drawn, fmt=format_bar, padding=4, color="#444")
         panel.set(title=title, xlabel=unit)
         panel.margins(x=0.12)
         panel.grid(axis="y", visible=False)
@@ -96,6 +98,11 @@ def plot_shares(title: str, shares: Mapping[str, Interval], folder: Path, name: 
         panel.xaxis.set_major_formatter(PercentFormatter(1.0))
         panel.grid(axis="y", visible=False)
         return save_figure(figure, folder, name)
+
+
+def format_bar(value: float) -> str:
+    """Return the value of a bar with three digits, or whole."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def is_ours(name: str) -> bool:

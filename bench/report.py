@@ -5,6 +5,8 @@ Rule: nobody types a figure. A section is written by a function that sees one su
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,7 @@ categories on real MCP servers, each judged by the end state of the servers and 
 model the same tools as functions, and `--server` measures another server.
 """
 
+SECTION = re.compile(r"<!-- bench:([\w-]+) -->\n(.*?)\n<!-- /bench:\1 -->", re.DOTALL)
 WriteSection = Callable[[Sequence[SuiteResult], Path], str]  # results, and the folder for plots
 
 
@@ -56,9 +59,11 @@ def write_report(files: Sequence[Path], into: Path | None, *, check: bool = Fals
     root = into or ROOT
     plots = root / "docs" / "benchmarks"
     plots.mkdir(parents=True, exist_ok=True)
-    written = {name: SECTIONS[name](found, plots) for name, found in results.items()}
-    ordered = [written[name] for name in SECTIONS if name in written]
-    changed = replace_text(root / DOCUMENT, "\n".join([HEAD, *ordered]), check=check)
+    document = root / DOCUMENT
+    sections = read_sections(document.read_text("utf-8") if document.exists() else "")
+    sections |= {name: SECTIONS[name](found, plots) for name, found in results.items()}
+    ordered = [mark_text(name, sections[name]) for name in SECTIONS if name in sections]
+    changed = replace_text(document, "\n".join([HEAD, *ordered]), check=check)
     figures = document_figures(results)
     for file in (root / name for name in MARKED_DOCUMENTS):
         if file.exists():
@@ -79,13 +84,26 @@ def replace_text(file: Path, text: str, *, check: bool) -> bool:
     return True
 
 
+def read_sections(text: str) -> dict[str, str]:
+    """Return the sections of a document by the names of their marks.
+
+    A section whose suite has no new result stays, with the place and date that it names.
+    """
+    return {found[1]: found[2] for found in SECTION.finditer(text)}
+
+
+def mark_text(name: str, text: str) -> str:
+    """Return a text between marks with this name."""
+    return f"<!-- bench:{name} -->\n{text.strip()}\n<!-- /bench:{name} -->\n"
+
+
 def fill_marks(text: str, figures: Mapping[str, str]) -> str:
     """Return a text with new figures between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`."""
     for name, figure in figures.items():
         begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
         if begin in text and end in text:
             head, _, rest = text.partition(begin)
-            text = f"{head}{begin}{figure.strip()}\n{end}{rest.partition(end)[2]}"
+            text = f"{head}{mark_text(name, figure).strip()}{rest.partition(end)[2]}"
     return text
 
 
@@ -101,7 +119,7 @@ def describe_run(result: SuiteResult, command: str) -> str:
     state = ", with uncommitted changes" if where.has_uncommitted_changes else ""
     parts = [
         f"`{command}`",
-        f"commit {where.commit}{state}",
+        *([f"commit {where.commit}{state}"] if is_published(where.commit) else []),
         f"{where.processors} processors ({where.processor})",
         f"load {where.load_before:g} before and {where.load_after:g} after",
         f"Python {where.python}, mcp {where.packages.get('mcp', 'unknown')}",
@@ -109,3 +127,9 @@ def describe_run(result: SuiteResult, command: str) -> str:
         result.started[:10],
     ]
     return f"<sub>{'; '.join(parts)}</sub>\n"
+
+
+def is_published(commit: str) -> bool:
+    """Return whether a commit is in the history: one that was rebased since would not be found."""
+    command = ["git", "merge-base", "--is-ancestor", commit, "HEAD"]
+    return not subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode

@@ -14,6 +14,7 @@ from .report import WriteSection, describe_run, markdown_table
 from .results import SuiteResult
 from .statistics import percentile, wilson_interval
 
+FAN_OUTS = ("1 to 4 calls", "5 to 14 calls", "15 or more")
 MODE_NAMES = {"llm": "programs", "function-calling": "function calls"}
 GOLD_NOTE = """\
 The model is scripted and makes no mistakes (`gold`). As a programmer it reads the help of the
@@ -105,7 +106,7 @@ def summarize_mode(result: SuiteResult) -> list[str]:
         median(task["seconds"] for task in tasks),
         median(task["calls"] for task in tasks),
         median(each["turns"] for each in usage) if has_model else "-",
-        f"{median(first)} turns" if has_model else "-",
+        f"{median(first)} turn{'s' * (statistics.median(first) != 1)}" if has_model else "-",
         f"{sum(each['tokens_in'] for each in usage):,}" if has_model else "-",
         f"{sum(each['tokens_out'] for each in usage):,}" if has_model else "-",
         f"{sum(each['usd'] for each in usage):.4f}" if has_model else "-",
@@ -116,7 +117,7 @@ def group_table(results: Sequence[SuiteResult], key: str, title: str) -> str:
     """Return a table of right tasks and tokens in, by groups of tasks."""
     groups = list(dict.fromkeys(task[key] for each in results for task in each.details["tasks"]))
     rows = []
-    for group in groups:
+    for group in sorted(groups, key=FAN_OUTS.index) if key == "fan_out" else groups:
         row = [group]
         for result in results:
             tasks = [task for task in result.details["tasks"] if task[key] == group]
@@ -424,28 +425,37 @@ def write_second_task(results: Sequence[SuiteResult], plots: Path) -> str:
 def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, str]:
     """Return the figures for README and documents, by the names of their marks."""
     table = compare_modes(results.get("mrbs", ()))
-    lines = []
+    figures = {"modes": table, "comparison": table}
     for result in results.get("bfcl", ()):
         counts = result.details["categories"].values()
         total, right, same = (
             sum(each[key] for each in counts) for key in ("scenarios", "right", "same")
         )
-        lines.append(
-            f"- BFCL, multi-turn: {right} of {total} gold trajectories right as one program each, "
-            f"{same} replayed the same with the tools off."
+        figures["leaderboard"] = (
+            f"- BFCL, multi-turn: {right} of {total} gold trajectories are right as one program "
+            f"each, and {same} replay the same with the tools off."
         )
     for result in results.get("same-tape", ()):
         same, total = result.details["same"]
-        lines.append(
+        figures["replays"] = (
             f"- {same} of {total} recorded programs replayed the same from a moved data folder, "
             "with all upstream servers gone."
         )
+    for result in results.get("kill-anywhere", ()):
+        effects = result.details["effects"]
+        found = {client: Counter[str]() for client in KILL_CLIENTS}
+        for name, counts in effects.items():
+            found[name.rpartition(", ")[2]].update(counts)
+        resumed, naive = found["recovered"], found["retried"]
+        figures["kills"] = (
+            f"- {resumed['kills']} kills of worker, container or server at a call boundary: "
+            f"{resumed['doubled']} writes doubled and {resumed['lost']} lost by a client that uses "
+            f"the ledger, against {naive['doubled']} doubled in {naive['kills']} naive retries."
+        )
     for result in results.get("undo", ()):
         right, programs = result.details["restored"]
-        lines.append(f"- {right} of {programs} random programs were restored exactly by a rewind.")
-    figures = "\n".join(part for part in (table, *lines) if part)
-    named = {"figures": figures, "comparison": table}
-    return {name: text for name, text in named.items() if text}
+        figures["undo"] = f"- {right} of {programs} random programs were restored by a rewind."
+    return {name: text for name, text in figures.items() if text}
 
 
 def compare_modes(results: Sequence[SuiteResult]) -> str:

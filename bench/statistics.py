@@ -22,7 +22,15 @@ class Interval:
 
     def as_percent(self) -> str:
         """Return the value and its interval as percentages."""
-        return f"{self.value:.0%} ({self.low:.0%} to {self.high:.0%})"
+        value, low, high = map(format_percent, (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
+
+
+def format_percent(share: float) -> str:
+    """Return a share in percent; what is almost all or nothing is not rounded to it."""
+    text = f"{share:.0%}"
+    is_exact = round(share, 6) in (0.0, 1.0)
+    return f"{share:.1%}" if text in ("0%", "100%") and not is_exact else text
 
 
 def wilson_interval(successes: int, total: int) -> Interval:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.comparison import compare_files, compare_results
-from bench.report import fill_marks, write_report
+from bench.report import describe_run, fill_marks, write_report
 from bench.results import SuiteResult, read_result, record_result
 from bench.sections import SECTIONS
 from bench.statistics import percentile, wilson_interval
@@ -122,7 +122,7 @@ def test_a_report_is_written_once_and_checked_afterwards(tmp_path: Path) -> None
     file = tmp_path / "tape.json"
     write_result(file, "same-tape", {"a: replay": [5.0], "b: replay": [7.0]})
     readme = tmp_path / "README.md"
-    readme.write_text("# x\n<!-- bench:figures -->\nstale\n<!-- /bench:figures -->\nend\n")
+    readme.write_text("# x\n<!-- bench:replays -->\nstale\n<!-- /bench:replays -->\nend\n")
     assert write_report([file], tmp_path) == 0
     assert "9 of 10" in (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "9 of 10" in readme.read_text()
@@ -130,6 +130,29 @@ def test_a_report_is_written_once_and_checked_afterwards(tmp_path: Path) -> None
     assert write_report([file], tmp_path, check=True) == 0
     write_result(file, "same-tape", {"a: replay": [50.0]})
     assert write_report([file], tmp_path, check=True) == 1
+
+
+def test_a_section_without_a_new_result_stays(tmp_path: Path) -> None:
+    tape, retrieval = tmp_path / "tape.json", tmp_path / "retrieval.json"
+    write_result(tape, "same-tape", {"a: replay": [5.0]})
+    with record_result("retrieval", retrieval) as recorder:
+        recorder.details["skills"] = {"by name": [1.0, 0.75]}
+    document = tmp_path / "docs" / "benchmarks.md"
+    assert write_report([retrieval], tmp_path) == 0
+    searches = document.read_text()
+    assert write_report([tape], tmp_path) == 0
+    both = document.read_text()
+    assert "0.75" in both
+    assert both.index("## Same tape") < both.index("## Searches")
+    assert write_report([tape, retrieval], tmp_path, check=True) == 0
+    assert searches.count("## ") == 1
+
+
+def test_a_commit_that_was_rebased_is_not_named(tmp_path: Path) -> None:
+    result = write_result(tmp_path / "a.json", "x", {"a": [1.0]})
+    assert f"commit {result.environment.commit}" in describe_run(result, "x")
+    where = result.environment.model_copy(update={"commit": "0123456789ab"})
+    assert "commit" not in describe_run(result.model_copy(update={"environment": where}), "x")
 
 
 def test_marks_keep_the_text_around_them() -> None:
@@ -146,6 +169,11 @@ def test_wilson_intervals_are_those_of_the_tables(
 ) -> None:
     found = wilson_interval(successes, total)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.001)
+
+
+def test_almost_all_is_not_rounded_to_all() -> None:
+    assert wilson_interval(800, 800).as_percent() == "100% (99.5% to 100%)"
+    assert wilson_interval(1, 3).as_percent() == "33% (6% to 79%)"
 
 
 def test_percentiles_are_nearest_ranks() -> None:
