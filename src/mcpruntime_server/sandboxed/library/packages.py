@@ -77,15 +77,22 @@ def add_wheels(folder: str, wheels: List[PackageWheel]) -> None:
 
 
 def list_installed() -> Dict[str, str]:
-    """Return the versions of what can be imported, by name."""
-    from importlib import metadata
+    """Return the versions of what can be imported, by name.
 
-    found = {}
-    for each in metadata.distributions():
-        name = each.metadata["Name"]
-        if name and name not in found:
-            found[str(name)] = str(each.version)
-    return found
+    They are in the names of folders: to import what reads their content takes 30 milliseconds.
+    """
+    found: Dict[str, str] = {}
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:
+            continue  # it is a file, or missing
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending in (".dist-info", ".egg-info"):
+                package, _, rest = stem.partition("-")
+                found.setdefault(package, rest.partition("-")[0])
+    return {package: version for package, version in found.items() if version}
 
 
 def describe_platform() -> Dict[str, str]:
