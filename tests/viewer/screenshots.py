@@ -23,11 +23,12 @@ from .demo_session import execute_demo, execute_others, write_demo_settings
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 MAX_BYTES = 150_000
-COLOURS = 128
+COLOURS = 256
 WIDTHS = {"wide": 1360, "narrow": 420}
 HEIGHT = 860
 WRONG_STEP = 37
 CHART_STEP = 7
+TOTALS_STEP = 6
 FIX = "cost[region] = total / count if count else 0.0"
 
 
@@ -75,6 +76,21 @@ async def compare_step(page: Page, base: str, session: str) -> None:
     await page.locator(".try-result").scroll_into_view_if_needed()
 
 
+async def save_step(page: Page, base: str, session: str) -> None:
+    """See what a step would be saved as."""
+    await show_step(page, base, session, TOTALS_STEP)
+    await page.click("[data-save-skill]")
+    await expect(page.locator(".skill-preview h3").first).to_be_visible()
+
+
+async def list_variables(page: Page, base: str, session: str) -> None:
+    """List the variables of it, with the steps that set them."""
+    await show_step(page, base, session)
+    await page.click("[data-variables]")
+    await expect(page.locator(".variables tr").nth(1)).to_be_visible()
+    await page.locator(".variables").scroll_into_view_if_needed()
+
+
 def show_path(path: str) -> Callable[[Page, str, str], Awaitable[None]]:
     """Return what opens a page."""
 
@@ -91,6 +107,8 @@ VIEWS: dict[str, Callable[[Page, str, str], Awaitable[None]]] = {
     "step": show_step,
     "probe": probe_step,
     "diff": compare_step,
+    "saving": save_step,
+    "variables": list_variables,
     "approvals": show_path("/approvals"),
     "skills": show_path("/skills"),
     "skill": show_path("/skills/double"),

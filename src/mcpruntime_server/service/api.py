@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,6 +21,7 @@ from . import inspection_models
 from .api_services import ApiServices
 from .authentication import Authentication
 from .event_models import RunEvent
+from .event_stream import cancel_when_left
 from .export_api import ExportApi
 from .inspection_api import InspectionApi
 from .method_routes import join_methods
@@ -31,6 +33,7 @@ from .session_api import SessionApi
 
 RUN_PATH = "/runs/{run_id}"
 SESSION_PATH = "/sessions/{session}"
+CLIENT_LEFT_STATUS = 499  # which nobody receives
 CHANGE_ERRORS = (409, 503)  # of a request that executes code or changes a session
 
 API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
@@ -178,6 +181,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             errors=CHANGE_ERRORS,
             description="Execute a step again, or all of them, with recorded answers, in a "
             "session of its own, and compare with the recording.",
+            ends_with_client=True,
         ),
     ),
     InspectionApi: (
@@ -192,6 +196,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             description="Execute a finished step again, with recorded answers, and get the value "
             "of an expression for each time that a line is about to be executed. It is evaluated "
             "in a fork, so it cannot change what it observes.",
+            ends_with_client=True,
         ),
         ApiRoute(
             "POST",
@@ -203,6 +208,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             errors=CHANGE_ERRORS,
             description="Execute code in the state after a step, in a sandbox of its own that can "
             "call nothing. The session does not change.",
+            ends_with_client=True,
         ),
         ApiRoute(
             "POST",
@@ -240,6 +246,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             {200: inspection_models.VariablesDocument},
             errors=CHANGE_ERRORS,
             description="The variables after a step, and what the step has changed.",
+            ends_with_client=True,
         ),
     ),
     ExportApi: (
@@ -280,7 +287,8 @@ def bind_api_handlers(services: ApiServices) -> Iterator[tuple[ApiRoute, Handler
     for create_handlers, routes in API_HANDLERS.items():
         handlers = create_handlers(services)
         for each in routes:
-            yield each, answer_errors(partial(each.handler, handlers))
+            handler = answer_errors(partial(each.handler, handlers))
+            yield each, end_with_client(handler) if each.ends_with_client else handler
 
 
 def build_api_routes(services: ApiServices, authentication: Authentication) -> list[Route]:
@@ -308,5 +316,26 @@ def answer_errors(handler: Handler) -> Handler:
             return problem_response(build_problem(exc))
         except BadRequest as exc:
             return problem_response(exc.problem)
+
+    return handle
+
+
+def end_with_client(handler: Handler) -> Handler:
+    """Return a handler that is cancelled when its client leaves: nobody else gets its answer."""
+
+    async def handle(request: Request) -> Response:
+        await request.body()  # it is read by now, and what comes next is that the client leaves
+        response = Response(status_code=CLIENT_LEFT_STATUS)
+        failure: McpRuntimeError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_when_left, request.receive, tasks.cancel_scope)
+            try:
+                response = await handler(request)
+            except McpRuntimeError as exc:
+                failure = exc
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return response
 
     return handle

@@ -33,7 +33,8 @@ class ApiRoute:
 
     `handler` is a method of a class that has several. `responses` has what a response is by its
     status: a document, events (`RunEvent`), the content of a file (`bytes`) or nothing. `errors`
-    are those that do not follow from what the route takes.
+    are those that do not follow from what the route takes. What `ends_with_client` is cancelled
+    when its client leaves.
     """
 
     method: str
@@ -46,6 +47,7 @@ class ApiRoute:
     headers: Sequence[str] = ()
     errors: Sequence[int] = ()
     description: str = ""
+    ends_with_client: bool = False
 
     @property
     def operation_id(self) -> str:

@@ -11,6 +11,7 @@ from ..errors import NotFound
 from ..journal.events import FileEntry
 from ..journal.rows import RunRow, SessionRow
 from ..runtime import time_travel
+from ..runtime.run import Run
 from ..runtime.run_history import load_recorded_run
 from ..server.replay_tool import describe_writes
 from ..server.session_resolver import CLIENT_PURPOSES
@@ -205,6 +206,7 @@ class SessionApi:
             answers=[time_travel.ChangedAnswer(**each.model_dump()) for each in body.answers],
             changed=0 if body.following else -1,
             live=body.live,
+            watch=wait_or_cancel,
         )
         scratch = await self._journal.load_session(rerun.session.id)
         runs = []
@@ -223,6 +225,14 @@ class SessionApi:
                 ],
             )
         )
+
+
+async def wait_or_cancel(run: Run) -> None:
+    """Wait until a run has finished; it is cancelled if nobody waits for it any more."""
+    try:
+        await run.wait_until_finished()
+    finally:
+        run.cancel()
 
 
 def encode_cursor(row: SessionRow) -> str:

@@ -6,9 +6,13 @@ and answers, with a cookie instead of a bearer token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, request_response
 
 from ..capabilities.skills.saving import SkillSaver
@@ -32,50 +36,83 @@ from .viewer_services import ViewerServices
 from .web_access import LOGIN_PATH, PageHandler, WebAccess
 
 API_PREFIX = "/ui/api"
+SESSION_PATH = "/s/{session}"
+STEP_PATH = "/s/{session}/{run_id}"
 READ: tuple[Scope, ...] = ("read",)
 RUN: tuple[Scope, ...] = ("run",)
 
 
 @dataclass(frozen=True)
 class PageRoute:
-    """An address of the viewer; `is_page` says that people see it, errors included."""
+    """An address of the viewer: `handler` is a method of its `owner`.
+
+    `is_page` says that people see it, errors included.
+    """
 
     path: str
-    handler: PageHandler
+    owner: Callable[[ViewerServices], Any]
+    handler: Callable[[Any, Request], Awaitable[Response]]
     scopes: tuple[Scope, ...] = READ
     method: str = "GET"
     is_page: bool = True
+    is_compressed: bool = False
 
 
-def list_page_routes(services: ViewerServices) -> list[PageRoute]:
-    """Return the addresses of all pages and of their parts."""
-    sessions, steps, lists = SessionListPages(services), StepPages(services), StepLists(services)
-    approvals, files, skills = ApprovalPages(services), FilePages(services), SkillPages(services)
-    saving, sources = SavingPages(services), VariableSources(services)
-    session_path, step_path = "/s/{session}", "/s/{session}/{run_id}"
-    return [
-        PageRoute("/", sessions.show_sessions),
-        PageRoute(session_path, steps.show_session),
-        PageRoute(f"{session_path}/steps", compress(lists.list_steps), is_page=False),
-        PageRoute(f"{session_path}/steps/rows", compress(lists.list_rows), is_page=False),
-        PageRoute(f"{session_path}/changes", steps.follow_session, is_page=False),
-        PageRoute(step_path, steps.show_step),
-        PageRoute(f"{step_path}/panel", compress(steps.show_panel)),
-        PageRoute(f"{step_path}/output", compress(steps.show_output)),
-        PageRoute(f"{step_path}/output/size", steps.measure_output, is_page=False),
-        PageRoute(f"{step_path}/file", files.download_file),
-        PageRoute(f"{step_path}/diff", compress(files.show_diff)),
-        PageRoute(f"{step_path}/sources", compress(sources.list_sources), is_page=False),
-        PageRoute(f"{step_path}/skill", compress(saving.preview_skill), RUN),
-        PageRoute(f"{step_path}/skill", saving.save_skill, RUN, "POST", is_page=False),
-        PageRoute("/skills", skills.show_skills),
-        PageRoute("/skills/{name}", skills.show_skill),
-        PageRoute("/skills/{name}/state", skills.change_state, RUN, "POST", is_page=False),
-        PageRoute("/approvals", approvals.show_queue),
-        PageRoute("/approvals/count", approvals.count_questions, is_page=False),
-        PageRoute("/approvals/changes", approvals.follow_queue, is_page=False),
-        PageRoute(f"{step_path}/media/{{number:int}}", steps.send_media),
-    ]
+PAGE_ROUTES = (
+    PageRoute("/", SessionListPages, SessionListPages.show_sessions),
+    PageRoute(SESSION_PATH, StepPages, StepPages.show_session),
+    PageRoute(
+        f"{SESSION_PATH}/steps",
+        StepLists,
+        StepLists.list_steps,
+        is_page=False,
+        is_compressed=True,
+    ),
+    PageRoute(
+        f"{SESSION_PATH}/steps/rows",
+        StepLists,
+        StepLists.list_rows,
+        is_page=False,
+        is_compressed=True,
+    ),
+    PageRoute(f"{SESSION_PATH}/changes", StepPages, StepPages.follow_session, is_page=False),
+    PageRoute(STEP_PATH, StepPages, StepPages.show_step),
+    PageRoute(f"{STEP_PATH}/panel", StepPages, StepPages.show_panel, is_compressed=True),
+    PageRoute(f"{STEP_PATH}/output", StepPages, StepPages.show_output, is_compressed=True),
+    PageRoute(f"{STEP_PATH}/output/size", StepPages, StepPages.measure_output, is_page=False),
+    PageRoute(f"{STEP_PATH}/media/{{number:int}}", StepPages, StepPages.send_media),
+    PageRoute(f"{STEP_PATH}/file", FilePages, FilePages.download_file),
+    PageRoute(f"{STEP_PATH}/diff", FilePages, FilePages.show_diff, is_compressed=True),
+    PageRoute(
+        f"{STEP_PATH}/sources",
+        VariableSources,
+        VariableSources.list_sources,
+        is_page=False,
+        is_compressed=True,
+    ),
+    PageRoute(
+        f"{STEP_PATH}/skill", SavingPages, SavingPages.preview_skill, RUN, is_compressed=True
+    ),
+    PageRoute(
+        f"{STEP_PATH}/skill", SavingPages, SavingPages.save_skill, RUN, "POST", is_page=False
+    ),
+    PageRoute("/skills", SkillPages, SkillPages.show_skills),
+    PageRoute("/skills/{name}", SkillPages, SkillPages.show_skill),
+    PageRoute("/skills/{name}/state", SkillPages, SkillPages.change_state, RUN, "POST", False),
+    PageRoute("/approvals", ApprovalPages, ApprovalPages.show_queue),
+    PageRoute("/approvals/count", ApprovalPages, ApprovalPages.count_questions, is_page=False),
+    PageRoute("/approvals/changes", ApprovalPages, ApprovalPages.follow_queue, is_page=False),
+)
+
+
+def bind_page_handlers(services: ViewerServices) -> list[tuple[PageRoute, PageHandler]]:
+    """Return every route of a page, or a part of one, with its handler."""
+    owners = {owner: owner(services) for owner in {each.owner for each in PAGE_ROUTES}}
+    bound = []
+    for each in PAGE_ROUTES:
+        handler = partial(each.handler, owners[each.owner])
+        bound.append((each, compress(handler) if each.is_compressed else handler))
+    return bound
 
 
 def build_page_routes(
@@ -91,8 +128,8 @@ def build_page_routes(
     access = WebAccess(authentication, logins, renderer, needs_token=needs_token)
     services = ViewerServices(api, find_saver, access, renderer)
     pages = (
-        (each.path, each.method, access.protect(each.handler, each.scopes, is_page=each.is_page))
-        for each in list_page_routes(services)
+        (each.path, each.method, access.protect(handler, each.scopes, is_page=each.is_page))
+        for each, handler in bind_page_handlers(services)
     )
     api_routes = (
         (

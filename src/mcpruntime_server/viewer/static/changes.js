@@ -3,10 +3,11 @@
 import { announce, find, findAll, make } from "./dom.js";
 import { loadJson, sendJson } from "./http.js";
 import { showDifference } from "./differences.js";
+import { describeRecorded, doWork, openDialog } from "./work_dialog.js";
 
 /** Let people try changes of the step of a panel, fork there, and rewind to it. */
 export function startChanges(panel, session, run) {
-  find("[data-try]", panel)?.addEventListener("click", () => openDialog(panel, session, run));
+  find("[data-try]", panel)?.addEventListener("click", () => openChange(panel, session, run));
   find("[data-fork]", panel)?.addEventListener("click", (event) => fork(event.currentTarget, session, run));
   find("[data-pin]", panel)?.addEventListener("click", (event) => pin(event.currentTarget, run));
   find("[data-rewind]", panel)?.addEventListener("click", (event) => rewind(event.currentTarget, session, run));
@@ -59,7 +60,7 @@ async function rewind(button, session, run) {
 
 // the dialog ----------------------------------------------------------------------------------------
 
-async function openDialog(panel, session, run) {
+async function openChange(panel, session, run) {
   const code = findAll("[data-code] > [data-line] > code", panel).map((each) => each.textContent).join("\n");
   const editor = make("textarea", { id: "try-code", value: code, rows: Math.min(18, code.split("\n").length + 2), spellcheck: false });
   const calls = make("div", { className: "try-calls" });
@@ -68,6 +69,7 @@ async function openDialog(panel, session, run) {
   const start = make("button", { className: "primary" }, "Execute and compare");
   const close = make("button", { type: "button" }, "Close");
   const problem = make("p", { className: "alert", role: "alert", hidden: true });
+  const progress = make("p", { className: "progress", role: "status", hidden: true });
   const form = make(
     "form",
     {},
@@ -80,33 +82,31 @@ async function openDialog(panel, session, run) {
     live,
     make("p", {}, following, make("label", { htmlFor: "try-following" }, " Execute the steps after it again, too")),
     problem,
+    progress,
     make("div", { className: "dialog-buttons" }, start, close),
   );
   const result = make("div", { className: "try-result" });
-  const dialog = make("dialog", { className: "try" }, form, result);
-  dialog.setAttribute("aria-label", "Try a change");
+  const dialog = openDialog("Try a change", form, result);
   close.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", () => dialog.remove());
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    start.disabled = true;
     problem.hidden = true;
-    start.textContent = "Executing …";
+    result.replaceChildren();
     try {
       const body = { run, following: following.checked, answers: readAnswers(calls) };
       if (editor.value !== code) body.code = editor.value;
       body.live = live.value.split(",").map((each) => each.trim()).filter(Boolean);
-      await showRerun(result, run, await sendJson(`/ui/api/sessions/${session}/rerun`, body));
+      const what = following.checked ? "This step and those after it are executed." : "The step is executed.";
+      const rerun = await doWork(start, progress, what + describeRecorded(panel), (signal) =>
+        sendJson(`/ui/api/sessions/${session}/rerun`, body, "POST", signal));
+      await showRerun(result, run, rerun);
     } catch (error) {
       problem.textContent = error.message;
       problem.hidden = false;
     } finally {
-      start.disabled = false;
-      start.textContent = "Execute and compare";
+      progress.hidden = true;
     }
   });
-  document.body.append(dialog);
-  dialog.showModal();
   await listCalls(calls, run);
 }
 

@@ -40,9 +40,9 @@ export async function loadJson(address, signal) {
 }
 
 /** Send JSON data and return the answer. */
-export async function sendJson(address, body = {}, method = "POST") {
+export async function sendJson(address, body = {}, method = "POST", signal = undefined) {
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrfToken() };
-  return readAnswer(await tryFetch(address, { method, headers, body: JSON.stringify(body) }));
+  return readAnswer(await tryFetch(address, { method, headers, body: JSON.stringify(body), signal }));
 }
 
 /** Send JSON data to start work, call `onProgress` with what is done, and return what comes of it. */

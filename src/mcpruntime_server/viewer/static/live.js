@@ -64,13 +64,14 @@ let complaint = 0;
 /** Say that the connection is lost, if it stays so; or that it is back. */
 export function showConnection(isOpen) {
   const element = find("[data-connection]");
-  clearTimeout(complaint);
   if (!element) return;
   if (isOpen) {
+    clearTimeout(complaint);
+    complaint = 0;
     element.hidden = true;
     return;
   }
-  complaint = setTimeout(() => {
+  complaint ||= setTimeout(() => {
     element.textContent = "Connection lost. Trying again…";
     element.hidden = false;
   }, PATIENCE_MS);

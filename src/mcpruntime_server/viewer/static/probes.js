@@ -2,6 +2,7 @@
 
 import { find, findAll, make } from "./dom.js";
 import { sendJson } from "./http.js";
+import { describeRecorded, doWork } from "./work_dialog.js";
 
 const MAX_HITS = 50;
 
@@ -28,18 +29,17 @@ export function startProbes(panel, run) {
 async function showProbe(panel, run, form, request) {
   const button = find("button", form);
   const state = find("[data-probe-state]", form);
-  button.disabled = true;
-  state.textContent = "The step is replayed …";
+  const text = `The step is replayed.${describeRecorded(panel)}`;
+  state.classList.remove("is-bad");
   try {
-    const found = await sendJson(`/ui/api/runs/${run}/probe`, { ...request, max_hits: MAX_HITS });
+    const found = await doWork(button, state, text, (signal) =>
+      sendJson(`/ui/api/runs/${run}/probe`, { ...request, max_hits: MAX_HITS }, "POST", signal));
     placeResult(panel, found, request);
     state.textContent = describeReplay(found);
     state.classList.toggle("is-bad", !found.faithful);
   } catch (error) {
     state.textContent = error.message;
     state.classList.add("is-bad");
-  } finally {
-    button.disabled = false;
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { find, make } from "./dom.js";
 import { loadJson, sendJson } from "./http.js";
+import { doWork } from "./work_dialog.js";
 
 const CHANGES = { added: "new", changed: "changed", unchanged: "" };
 
@@ -22,14 +23,14 @@ export function startQuestions(panel, session, run) {
 async function ask(form, run, answers) {
   const button = find("button", form);
   const code = form.elements.namedItem("code").value;
-  button.disabled = true;
+  const state = find("[data-ask-state]", form.parentElement);
   try {
-    answers.prepend(showAnswer(code, await sendJson(`/ui/api/runs/${run}/ask`, { code })));
+    const answer = await doWork(button, state, "The state after this step is rebuilt, and asked.", (signal) =>
+      sendJson(`/ui/api/runs/${run}/ask`, { code }, "POST", signal));
+    answers.prepend(showAnswer(code, answer));
     form.reset();
   } catch (error) {
     answers.prepend(make("p", { className: "alert", role: "alert" }, error.message));
-  } finally {
-    button.disabled = false;
   }
 }
 
@@ -52,18 +53,18 @@ function formatValue(value) {
 }
 
 async function showVariables(button, session, run, list) {
-  button.disabled = true;
+  const state = find("[data-variable-state]", list.parentElement);
   try {
-    const [found, { sources }] = await Promise.all([
-      sendJson(`/ui/api/runs/${run}/variables`),
-      loadJson(`/s/${session}/${run}/sources`),
-    ]);
+    const [found, { sources }] = await doWork(button, state, "The state after this step is rebuilt.", (signal) =>
+      Promise.all([
+        sendJson(`/ui/api/runs/${run}/variables`, {}, "POST", signal),
+        loadJson(`/s/${session}/${run}/sources`, signal),
+      ]));
     const describe = (variable) => describeSource(variable, sources, session, run);
     list.replaceChildren(buildTable(found, describe));
     button.hidden = true;
   } catch (error) {
     list.replaceChildren(make("p", { className: "alert", role: "alert" }, error.message));
-    button.disabled = false;
   }
 }
 
@@ -101,7 +102,7 @@ function describeSource(variable, sources, session, run) {
   }
   const parts = [linkPlace(known.set_in, session, run)];
   if (variable.change === "changed" && known.set_in.run !== run) parts.push(", changed in this step");
-  else if (known.changed_in) parts.push(", maybe changed in ", linkPlace(known.changed_in, session, run));
+  else if (known.changed_in && known.changed_in.run !== known.set_in.run) parts.push(", maybe changed in ", linkPlace(known.changed_in, session, run));
   return parts;
 }
 

@@ -4,6 +4,7 @@ import { make } from "./dom.js";
 import { formatDuration } from "./formats.js";
 
 const TICK_MS = 1_000;
+const LONG_MS = 1_000; // of a step, whose replay is worth a word
 
 /** Return a dialog that is open, and gone once it is closed. */
 export function openDialog(label, ...children) {
@@ -13,6 +14,38 @@ export function openDialog(label, ...children) {
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+/** Do work that takes a while: meanwhile a button cancels it, and an element says what is done. */
+export async function doWork(button, status, text, work) {
+  const request = new AbortController();
+  const label = button.textContent;
+  const cancel = (event) => {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    request.abort();
+  };
+  const clock = startClock(status, text);
+  button.textContent = "Cancel";
+  button.addEventListener("click", cancel, { capture: true });
+  button.closest("dialog")?.addEventListener("close", () => request.abort(), { once: true });
+  try {
+    return await work(request.signal);
+  } catch (error) {
+    if (error.name === "AbortError") throw new Error("Cancelled.");
+    throw error;
+  } finally {
+    clock.stop();
+    status.replaceChildren();
+    button.removeEventListener("click", cancel, { capture: true });
+    button.textContent = label;
+  }
+}
+
+/** Return a sentence on how long a step took when it was recorded, if that was long. */
+export function describeRecorded(panel) {
+  const ms = Number(panel.dataset.durationMs);
+  return ms < LONG_MS ? "" : ` It took ${formatDuration(ms)} when it was recorded.`;
 }
 
 /** Show in an element what is done now, and for how long all of it has taken. */
