@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup install-dev env engine image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 help:  ## these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ engine:  ## a Docker engine, installed and started where none answers
 
 image: setup engine  ## the image of the sandboxes
 	@$(BIN)/mcpruntime-server image build
+
+engines: image  ## Podman and gVisor beside Docker, for the tests of the sandbox
+	@scripts/test-engines
 
 upstreams: setup  ## real MCP servers for tests and demo
 	@scripts/test-upstreams

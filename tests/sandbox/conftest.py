@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,32 @@ from mcpruntime_server.sandbox.frame_writer import FrameWriter
 from mcpruntime_server.sandbox.link import SandboxLink, open_link
 from mcpruntime_server.sandbox.local_backend import LocalBackend
 
+from .engines import ENGINES, SLOW_ENGINES, find_engine
+
 SMALL_LIMITS = SandboxSettings(
     memory_mb=256, workspace_mb=32, tmp_mb=16, output_mb=1, pids=64, checkpoints=6, checkpoint_mb=96
 )
 
 
-@pytest.fixture(params=["docker", "local"])
+BACKENDS = ["docker", "local", *ENGINES]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Each backend in turn, with small limits."""
     return make_backend(request.param, tmp_path)
 
 
 def make_backend(name: str, folder: Path) -> Backend:
-    kind = DockerBackend if name == "docker" else LocalBackend
-    return kind(
-        SMALL_LIMITS, folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester"
+    """Return a backend; an engine that is not running skips the test."""
+    common = (folder, KERNEL_ARGV, KERNEL_ENV, "tester", lambda owner: owner == "tester")
+    if name == "local":
+        return LocalBackend(SMALL_LIMITS, *common)
+    if name == "docker":
+        return DockerBackend(SMALL_LIMITS, *common)
+    engine = find_engine(name)
+    return DockerBackend(
+        replace(SMALL_LIMITS, runtime=engine.runtime), *common, environ=engine.environ
     )
 
 
@@ -104,8 +115,10 @@ class RunRecorder:
 class SandboxDriver:
     """Runs code in one sandbox."""
 
-    def __init__(self, link: SandboxLink) -> None:
+    def __init__(self, link: SandboxLink, *, is_slow: bool = False) -> None:
         self.link = link
+        self.concurrent_s = 60.0 if is_slow else 5.0  # for calls that wait at the same time
+        self.start_s = 5.0 if is_slow else 0.5  # for code to come so far that it can be stopped
         self.recorder = RunRecorder()
         self.stopped: StopReason | None = None
         self.count = 0
@@ -134,17 +147,18 @@ class SandboxDriver:
 
 
 @pytest.fixture
-async def run(backend: Backend) -> AsyncIterator[SandboxDriver]:
+async def run(backend: Backend, request: pytest.FixtureRequest) -> AsyncIterator[SandboxDriver]:
     """A driver of a fresh sandbox of the backend."""
+    name = request.node.callspec.params.get("backend", "")
     async with open_link(backend, make_setup(backend)) as link:
-        yield SandboxDriver(link)
+        yield SandboxDriver(link, is_slow=name in SLOW_ENGINES)
 
 
-@pytest.fixture(scope="module", params=["docker", "local"])
+@pytest.fixture(scope="module", params=BACKENDS)
 async def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SandboxDriver]:
     """A driver of a sandbox of each backend, for tests that leave it in order."""
     backend = make_backend(request.param, tmp_path_factory.mktemp("shared"))
     async with open_link(backend, make_setup(backend)) as link:
-        yield SandboxDriver(link)
+        yield SandboxDriver(link, is_slow=request.param in SLOW_ENGINES)

@@ -11,6 +11,7 @@ from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.link import SandboxLink, open_link
 
 from .conftest import RunRecorder, SandboxDriver, make_setup
+from .engines import SLOW_ENGINES
 
 # values -------------------------------------------------------------------------------------------
 
@@ -241,7 +242,7 @@ async def test_threads_call_at_the_same_time(shared: SandboxDriver) -> None:
         "range(32)))\n"
         "r == list(range(32))"
     )
-    with anyio.fail_after(5):
+    with anyio.fail_after(shared.concurrent_s):  # one after the other, they take longer
         assert await shared.evaluate(code) == "true"
 
 
@@ -253,7 +254,7 @@ async def test_tasks_and_threads_call_at_the_same_time(shared: SandboxDriver) ->
         "in range(16, 20)]\n"
         "[r['n'] for r in await asyncio.gather(*tasks, *threads)] == list(range(20))"
     )
-    with anyio.fail_after(5):
+    with anyio.fail_after(shared.concurrent_s):
         assert await shared.evaluate(code) == "true"
 
 
@@ -282,13 +283,14 @@ async def test_code_is_interrupted_after_its_timeout_and_variables_stay(
     shared: SandboxDriver,
 ) -> None:
     await shared("x = 1")
-    done = await shared("while True: pass", timeout_s=0.3)
+    done = await shared("while True: pass", timeout_s=shared.start_s)
     assert (done.status, shared.stopped) == ("interrupted", "timeout")
     assert await shared.evaluate("x") == "1"
 
 
 async def test_code_that_waits_for_the_host_is_interrupted(shared: SandboxDriver) -> None:
-    done = await shared(f"{CALL}host.call('test.nap', {{'seconds': 600}})", timeout_s=0.3)
+    code = f"{CALL}host.call('test.nap', {{'seconds': 600}})"
+    done = await shared(code, timeout_s=shared.start_s)
     assert done.status == "interrupted"
     assert await shared.evaluate("host.call('test.echo', {'a': 1})['a']") == "1"
 
@@ -298,7 +300,7 @@ async def test_code_that_awaits_is_interrupted_and_cleans_up(shared: SandboxDriv
         "import asyncio\nclean = []\nasync def f():\n    try: await asyncio.sleep(600)\n"
         "    finally: clean.append(1)"
     )
-    done = await shared("await f()", timeout_s=0.3)
+    done = await shared("await f()", timeout_s=shared.start_s)
     assert done.status == "interrupted"
     assert await shared.evaluate("clean") == "[1]"
 
@@ -309,7 +311,7 @@ async def test_code_that_ignores_interrupts_loses_its_interpreter_but_not_the_sa
     await run("open('kept', 'w').write('file')")
     done = await run(
         "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass",
-        timeout_s=0.3,
+        timeout_s=run.start_s,
     )
     assert (done.status, run.stopped) == ("died", "timeout")
     assert "did not stop" in run.link.restart_reasons[-1]
@@ -322,7 +324,7 @@ async def test_a_child_process_that_outlives_a_killed_run_is_killed_too(run: San
         "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
         "open('pid', 'w').write(str(child.pid))\n"
     )
-    await run(code + "time.sleep(60)", timeout_s=0.5)
+    await run(code + "time.sleep(60)", timeout_s=run.start_s)
     alive = (
         "import os\npid = int(open('pid').read())\n"
         "os.path.exists(f'/proc/{pid}') and 'Z' not in open(f'/proc/{pid}/stat').read().split()[2]"
@@ -365,7 +367,11 @@ async def test_code_that_damages_the_runtime_gets_a_new_interpreter(
     assert "modules that it needs" in run.link.restart_reasons[-1]
 
 
-async def test_endless_calls_are_refused_beyond_a_limit(run: SandboxDriver) -> None:
+async def test_endless_calls_are_refused_beyond_a_limit(
+    run: SandboxDriver, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["backend"] in SLOW_ENGINES:
+        pytest.skip("the first calls end before so many are made")
     code = (
         f"{CALL}import asyncio\n"
         "naps = [host.acall('test.nap', {'seconds': 5}) for _ in range(1200)]\n"
@@ -375,7 +381,11 @@ async def test_endless_calls_are_refused_beyond_a_limit(run: SandboxDriver) -> N
     assert await run.evaluate(code) == "176"
 
 
-async def test_code_that_takes_all_memory_does_not_end_the_sandbox(run: SandboxDriver) -> None:
+async def test_code_that_takes_all_memory_does_not_end_the_sandbox(
+    run: SandboxDriver, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["backend"] == "gvisor":
+        pytest.skip("the kernel kills gVisor itself: see docs/gvisor.md")
     done = await run("x = []\nwhile True: x.append(bytearray(10_000_000))")
     assert done.status in (
         "died",

@@ -21,6 +21,7 @@ import re
 import secrets
 import signal
 import tarfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from ..errors import McpRuntimeError, SandboxFailed, Unavailable
 from ..protocol import wire
 from ..protocol.payloads import JsonObject
 from ..protocol.wire import INPUTS_FOLDER, PACKAGES_FOLDER
-from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image
+from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image, podman
 from .docker_engine import DockerEngine
 from .shared_folders import SharedFolders
 from .stream import SandboxStream
@@ -52,6 +53,8 @@ ATTACH_HEADER_BYTES = 8  # stream, 0, 0, 0, length (4 bytes)
 STDERR_STREAM = 2
 MAX_STDERR_BYTES = 4096  # kept to explain how a container ended
 MAX_SHOWN_CHARS = 300  # of stderr, in an error
+REMOVAL_TRIES = 10  # Podman fails to kill a container that ends at the same moment
+REMOVAL_PAUSE_S = 0.1
 REMOVE_TIMEOUT_S = 10.0  # a loaded engine takes seconds; what is left is removed as an orphan
 INPUT_MODE = 0o644  # copies have it, too, and belong to the sandbox
 HTTP_NOT_FOUND = 404
@@ -59,7 +62,7 @@ HTTP_CONFLICT = 409
 MISSING_FOLDER_TEXT = "bind source path does not exist"  # the engine's words
 SUMMARY_TIMEOUT_S = 2.0  # for the engine to tell about the image; a client waits
 SECCOMP_LISTENER_KERNEL = (5, 5)  # whose listeners may let a call continue
-GVISOR_RUNTIME = "runsc"  # a kernel of its own, without seccomp listeners
+RUNTIME_PAGE = "docs/gvisor.md has an example"
 EXIT_STATE_TIMEOUT_S = 3  # for the engine to record how a container ended
 
 
@@ -203,6 +206,7 @@ class DockerBackend:
         *,
         packages_folder: Path | None = None,
         has_web: bool = False,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
         self._packages_folder = packages_folder
@@ -211,11 +215,12 @@ class DockerBackend:
         self._env = env
         self._labels = {OWNER_LABEL: owner, DATA_FOLDER_LABEL: data_folder_digest(data_folder)}
         self._is_alive = is_alive
-        self._engine = DockerEngine()
-        self._engine_info: JsonObject = {}  # its answer to `/info`
+        self._engine = DockerEngine(environ=environ)
+        self._engine_info: JsonObject = {}  # its answers to `/info` and `/version`
         self._image_id = ""  # of the image in use
         self._pinned_cpus: dict[str, tuple[int, ...]] = {}  # by container
         self._shared_folders = SharedFolders(data_folder.resolve() / "inputs")
+        self._engine_folder = data_folder.resolve() / "sandboxes"  # with files that it reads
         self._can_mount_folders = True  # of this machine, as far as is known
         for entry in settings.mounts:
             hardening.parse_mount(entry)
@@ -254,7 +259,7 @@ class DockerBackend:
 
     def _find_image(self, client: APIClient) -> str:
         if not self._engine_info:
-            self._engine_info = client.info()
+            self._engine_info = {**client.info(), **client.version()}
         tag = image.choose_tag(self._settings)
         found = image.look_up_image(client, tag)
         if found is None:
@@ -299,6 +304,8 @@ class DockerBackend:
             packages=packages,
             has_web=self._has_web,
         )
+        if podman.is_podman(self._engine_info):
+            config = await run_sync(podman.adapt_config, config, self._engine_folder)
         try:
             await self._engine.call_api(
                 lambda client: client.create_container_from_config(config, name)
@@ -422,17 +429,21 @@ def remove_container(client: APIClient, container: str) -> bool:
     """Kill and remove `container`; return whether this call removed it."""
     from docker.errors import APIError, NotFound
 
-    try:
-        client.remove_container(container, force=True, v=True)
-    except NotFound:
-        return False
-    except APIError as exc:
-        if exc.status_code == HTTP_CONFLICT:
-            return False  # it is being removed already
-        raise SandboxFailed(
-            f"The engine did not remove {container}: {exc.explanation or exc}"
-        ) from exc
-    return True
+    for tries_left in range(REMOVAL_TRIES - 1, -1, -1):
+        try:
+            client.remove_container(container, force=True, v=True)
+            return True
+        except NotFound:
+            return False
+        except APIError as exc:
+            if exc.status_code == HTTP_CONFLICT:
+                return False  # it is being removed already
+            if not tries_left or not podman.is_removal_race(str(exc.explanation)):
+                raise SandboxFailed(
+                    f"The engine did not remove {container}: {exc.explanation or exc}"
+                ) from exc
+        time.sleep(REMOVAL_PAUSE_S)
+    return False
 
 
 def parse_owner(container: str) -> str:
@@ -485,8 +496,12 @@ def describe_stderr(stderr: bytes) -> str:
 
 def check_engine(engine_info: Mapping[str, Any], runtime: str) -> list[HealthCheck]:
     """Return the checks of what an engine can do, from its answers to `/info` and `/version`."""
-    versions = [f"Docker {engine_info['Version']}", f"API {engine_info['ApiVersion']}"]
+    has_podman = podman.is_podman(engine_info)
+    product = "Podman" if has_podman else "Docker"
+    versions = [f"{product} {engine_info['Version']}", f"API {engine_info['ApiVersion']}"]
     checks = [HealthCheck("engine", True, ", ".join([*versions, engine_info["OSType"]]))]
+    if has_podman:
+        checks += podman.check_podman(engine_info)
 
     has_seccomp = "name=seccomp" in " ".join(engine_info.get("SecurityOptions") or ())
     detail = "the engine cannot filter system calls"
@@ -514,7 +529,8 @@ def check_engine(engine_info: Mapping[str, Any], runtime: str) -> list[HealthChe
     if runtime:
         known = sorted(engine_info.get("Runtimes") or ())
         detail = f"{runtime}; the engine has {', '.join(known)}"
-        checks.append(HealthCheck("runtime", runtime in known, detail, "Install it."))
+        remedy = f"Install it, and add it to the engine's `runtimes`: {RUNTIME_PAGE}."
+        checks.append(HealthCheck("runtime", runtime in known, detail, remedy))
     return checks
 
 
@@ -522,7 +538,7 @@ def can_guard_processes(kernel_version: str, runtime: str) -> bool:
     """Return whether a kernel and a container runtime have what `process_guard` needs."""
     found = re.match(r"(\d+)\.(\d+)", kernel_version)
     is_too_old = found is not None and tuple(map(int, found.groups())) < SECCOMP_LISTENER_KERNEL
-    return not is_too_old and GVISOR_RUNTIME not in runtime
+    return not is_too_old and not hardening.has_gvisor(runtime)
 
 
 def check_mounts(settings: SandboxSettings) -> list[HealthCheck]:

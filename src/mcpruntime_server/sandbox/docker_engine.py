@@ -85,10 +85,16 @@ def import_docker() -> None:
 
 
 class DockerEngine:
-    """The engine that DOCKER_HOST, or else the current Docker context, names."""
+    """The engine that DOCKER_HOST, or else the current Docker context, names.
 
-    def __init__(self, timeout_s: int = API_TIMEOUT_S) -> None:
+    `environ` (default: `os.environ`) has that variable.
+    """
+
+    def __init__(
+        self, timeout_s: int = API_TIMEOUT_S, environ: Mapping[str, str] | None = None
+    ) -> None:
         self._timeout_s = timeout_s  # seconds without a byte from the engine
+        self._environ = os.environ if environ is None else environ
         self._idle_clients: list[APIClient] = []
         self._limiter = anyio.CapacityLimiter(PARALLEL_CALLS)
         self._version = ""  # negotiated by the first client
@@ -112,7 +118,7 @@ class DockerEngine:
 
     async def inspect_image(self, tag: str) -> JsonObject:
         """Return what the engine says of an image; nothing if it has none, or does not answer."""
-        path = engine_socket.find_socket(os.environ, Path.home())
+        path = engine_socket.find_socket(self._environ, Path.home())
         if path:
             inspect = partial(engine_socket.inspect_image, path, tag)
         else:
@@ -167,7 +173,7 @@ class DockerEngine:
         from docker.context import ContextAPI
         from docker.utils import kwargs_from_env, parse_host
 
-        options: dict[str, Any] = {**kwargs_from_env()}
+        options: dict[str, Any] = {**kwargs_from_env(environment=dict(self._environ))}
         if "base_url" not in options:
             options = {**ContextAPI.kwargs_from_context(), **options}
         self._tls = options.get("tls")

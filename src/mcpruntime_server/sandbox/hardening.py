@@ -29,6 +29,10 @@ BYTES_PER_INODE = 4096  # of a tmpfs; files cost kernel memory that its size lim
 MAX_OPEN_FILES = 1024
 MAX_TERMINALS = 16  # pseudo terminals of one sandbox
 SHARED_KERNEL_RUNTIMES = ("", "runc", "crun")  # others have terminals of their own
+GVISOR_RUNTIME = "runsc"  # a kernel of its own, in a process of the host, without seccomp listeners
+GVISOR_THREADS = 256  # of that process; it ends, and the sandbox with it, if it gets no more
+GVISOR_THREADS_PER_PROCESS = 4  # of the host, for one of the sandbox
+GVISOR_MEMORY_MB = 128  # of that process
 MAX_LOCKED_BYTES = 64 * 1024  # enough to keep secrets out of swap
 WEB_PROXY_THREADS = 68  # one for each connection, and its own
 SOCKET_TYPE_MASK = 0xF  # without flags such as SOCK_CLOEXEC
@@ -115,6 +119,9 @@ def make_host_config(
         max_processes += settings.checkpoints + SPARE_PROCESSES
     if has_web:
         max_processes += WEB_PROXY_THREADS
+    if has_gvisor(settings.runtime):
+        memory_mb += GVISOR_MEMORY_MB
+        max_processes = max_processes * GVISOR_THREADS_PER_PROCESS + GVISOR_THREADS
     memory_bytes = memory_mb * BYTES_PER_MB
     largest_file = max(settings.workspace_mb, settings.tmp_mb) * BYTES_PER_MB
     shared_tmpfs = format_tmpfs_options(settings.tmp_mb, "noexec,mode=1777")
@@ -159,6 +166,11 @@ def make_host_config(
         "LogConfig": {"Type": "none"},
         "Runtime": settings.runtime or None,
     }
+
+
+def has_gvisor(runtime: str) -> bool:
+    """Return whether a container runtime is gVisor, by its name: `runsc`, `runsc-kvm`."""
+    return GVISOR_RUNTIME in runtime
 
 
 def format_tmpfs_options(size_mb: int, options: str) -> str:

@@ -70,10 +70,14 @@ class WorkerProcess:
             READ_BYTES, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
         sender, descriptors = unpack_ancillary(ancillary)
-        if data and sender != self.pid:
+        if data and sender != self.pid and not self._has_thread(sender):
             close_descriptors(descriptors)
             return None, []
         return data, descriptors
+
+    def _has_thread(self, sender: int) -> bool:
+        """Return whether a sender is a thread of the worker: gVisor names that, not the process."""
+        return os.path.exists(f"/proc/{self.pid}/task/{sender}")
 
     def ignore(self) -> None:
         """Stop polling the socket."""
