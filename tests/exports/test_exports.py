@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from mcpruntime_server.errors import Conflict
-from mcpruntime_server.exports.csv_table import write_csv
+from mcpruntime_server.exports.csv_table import is_table, write_csv
 from mcpruntime_server.exports.notebook import NotebookWriter
 from mcpruntime_server.exports.run_page import write_run_page
 from mcpruntime_server.journal.events import FileEntry, FilesChanged, RunFinished, RunStarted
@@ -156,6 +156,17 @@ def test_tables_of_all_shapes_are_written_without_formulas(
     data: Any, rows: list[list[str]]
 ) -> None:
     assert read_csv(data) == rows
+
+
+def test_a_data_frame_is_text_and_a_cut_value_is_no_table() -> None:
+    frame: Any = {"kind": "repr", "text": "   a\n0  1", "type": "DataFrame", "cut": False}
+    with pytest.raises(Conflict, match="to_dict"):
+        export_csv(frame)
+    cut: Any = {"kind": "json", "text": "[[1, 2]]", "type": "list", "cut": True}
+    with pytest.raises(Conflict, match="cut"):
+        export_csv(cut)
+    whole: Any = {**cut, "cut": False}
+    assert [is_table(each) for each in (None, frame, cut, whole)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("data", [1, "text", {}, {"a": 1}, [], [1, [2]], {"a": [1], "b": []}])

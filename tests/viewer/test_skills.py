@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from playwright.async_api import expect
 
 from .conftest import Viewer
@@ -53,14 +51,12 @@ async def test_a_step_is_saved_as_a_skill_that_passes_its_test(viewer: Viewer) -
         row = preview.locator("tbody tr", has=page.locator("code:text-is('status')"))
         cells = await row.locator("td").all_inner_texts()
         assert cells == ["status", "str", "'open'", "'open'"]
-        await expect(preview.locator("[aria-label='Left out']")).to_contain_text("2")
+        await expect(preview.locator("[aria-label='Left out']")).to_contain_text("2 statements")
         await preview.locator(".left-out summary").first.click()
         await expect(preview.locator(".left-out pre").first).to_contain_text("<b>left out</b>")
         await page.fill("#skill-name", "order_count")
         await page.fill("#skill-summary", "Count the orders that have a <status>.")
-        said = page.locator("dialog .progress")
         await page.click("text=Test and save")
-        await expect(said).to_contain_text(re.compile(r"\.( \d+ s)?$"))
         verdict = page.locator(".verdict")
         await expect(verdict.locator(".pill")).to_have_text("active")
         await expect(verdict).to_contain_text("from skills.order_count import run")

@@ -20,10 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import NotFound, Unavailable
-from ..exports.csv_table import write_csv
+from ..exports.csv_table import is_table, write_csv
 from ..exports.notebook import NotebookWriter
 from ..exports.run_page import write_run_page
 from ..exports.text_output import open_text
+from ..journal.events import RunValue
 from ..journal.rows import RunRow, SessionRow
 from ..runtime.run_history import load_recorded_run
 from ..server.run_lookup import RunLookup
@@ -126,3 +127,11 @@ class ExportApi:
                     remedy="Try again when the disk of the server has room.",
                 ) from exc
             return FileContentResponse(file, size, 200, headers, held.pop_all())
+
+
+def has_table(value: RunValue | None) -> bool:
+    """Return whether `value.csv` of a run with this value has something."""
+    try:
+        return is_table(value)
+    except (ValueError, RecursionError):  # sandboxed code has written it
+        return False

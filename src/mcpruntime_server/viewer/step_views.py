@@ -28,6 +28,7 @@ from ..runtime.call_ledger import CallStatus
 from ..runtime.plan import Plan
 from ..runtime.run_history import RecordedRun, build_recorded_run, ledger_entry_of
 from ..runtime.run_report import PendingQuestionView
+from ..service.export_api import has_table
 from .code_highlighting import highlight_python
 from .value_views import ValueNode, ValueView, build_tree, build_value_view
 
@@ -126,6 +127,7 @@ class StepView:
     model_usd: float
     model_tokens: int
     value: ValueView | None
+    has_table: bool  # that can be downloaded
     error: RunError | None
     media: tuple[MediaView, ...]
     calls: tuple[CallView, ...]
@@ -177,6 +179,7 @@ def build_step_view(
         model_usd=sum(each.usd for each in usages),
         model_tokens=sum(each.tokens_in + each.tokens_out for each in usages),
         value=build_value_view(report.value),
+        has_table=has_table(report.value),
         error=report.error,
         media=tuple(
             MediaView(number, each["mime_type"]) for number, each in enumerate(report.media, 1)

@@ -39,9 +39,11 @@ async function answer(card, value) {
     await sendJson(`/ui/api/runs/${card.dataset.run}/answers`, { answers: { [card.dataset.question]: value } });
     announce(DONE[value] ?? "Answered.");
   } catch (error) {
-    const isTaken = error.status === 409;
-    announce(isTaken ? `Somebody else was faster. ${error.message}` : error.message, "error");
     for (const each of controls) each.disabled = false;
+    await refresh();
+    const isTaken = error.status === 409 && !card.isConnected;
+    announce(isTaken ? `Somebody else was faster. ${error.message}` : error.message, "error");
+    return;
   }
   await refresh();
 }
