@@ -64,6 +64,7 @@ async def speak_for_supervisor(container: str, code: str) -> None:
             name=helper,
             user="0",
             host_config=client.create_host_config(
+                network_mode="none",
                 pid_mode=f"container:{container}",
                 cap_add=["SYS_PTRACE"],
                 security_opt=["seccomp=unconfined"],

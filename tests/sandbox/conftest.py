@@ -33,6 +33,9 @@ BACKENDS = ["docker", "local", *ENGINES]
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Each backend in turn, with small limits."""
+    marker = request.node.get_closest_marker("unlike_gvisor")
+    if marker is not None and request.param == "gvisor":
+        pytest.skip(*marker.args)
     return make_backend(request.param, tmp_path)
 
 

@@ -11,7 +11,6 @@ from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.link import SandboxLink, open_link
 
 from .conftest import RunRecorder, SandboxDriver, make_setup
-from .engines import SLOW_ENGINES
 
 # values -------------------------------------------------------------------------------------------
 
@@ -367,11 +366,8 @@ async def test_code_that_damages_the_runtime_gets_a_new_interpreter(
     assert "modules that it needs" in run.link.restart_reasons[-1]
 
 
-async def test_endless_calls_are_refused_beyond_a_limit(
-    run: SandboxDriver, request: pytest.FixtureRequest
-) -> None:
-    if request.node.callspec.params["backend"] in SLOW_ENGINES:
-        pytest.skip("the first calls end before so many are made")
+@pytest.mark.unlike_gvisor("the first calls end before so many are made")
+async def test_endless_calls_are_refused_beyond_a_limit(run: SandboxDriver) -> None:
     code = (
         f"{CALL}import asyncio\n"
         "naps = [host.acall('test.nap', {'seconds': 5}) for _ in range(1200)]\n"
@@ -381,11 +377,8 @@ async def test_endless_calls_are_refused_beyond_a_limit(
     assert await run.evaluate(code) == "176"
 
 
-async def test_code_that_takes_all_memory_does_not_end_the_sandbox(
-    run: SandboxDriver, request: pytest.FixtureRequest
-) -> None:
-    if request.node.callspec.params["backend"] == "gvisor":
-        pytest.skip("the kernel kills gVisor itself: see docs/gvisor.md")
+@pytest.mark.unlike_gvisor("the kernel kills gVisor itself when memory runs out")
+async def test_code_that_takes_all_memory_does_not_end_the_sandbox(run: SandboxDriver) -> None:
     done = await run("x = []\nwhile True: x.append(bytearray(10_000_000))")
     assert done.status in (
         "died",
