@@ -83,7 +83,7 @@ def find_sources(executed: Sequence[ExecutedCode]) -> Mapping[str, VariableSourc
         for name in each.binds - hidden_globals(each):
             sources[name] = VariableSource(place)
     for name in set().union(*map(hidden_globals, statements)):
-        sources.pop(name, None)  # whoever calls the function sets it
+        sources.pop(name, None)  # the caller of the function sets it
     return sources
 
 
