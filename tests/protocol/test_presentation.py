@@ -17,7 +17,13 @@ from mcpruntime_server.protocol.presentation import (
     present_value,
     truncate_json,
 )
-from mcpruntime_server.protocol.truncation import ELLIPSIS, PythonPresenter, truncate_text
+from mcpruntime_server.protocol.truncation import (
+    ELLIPSIS,
+    Container,
+    JsonPresenter,
+    PythonPresenter,
+    truncate_text,
+)
 from mcpruntime_server.protocol.wire import escape_surrogates
 
 SLACK = 150  # characters beyond a limit that the notes about a cut may take
@@ -145,6 +151,37 @@ def test_the_whole_limit_is_used(value: Any) -> None:
 def test_what_is_small_stays_whole_beside_what_is_large() -> None:
     shown = json.loads(present_value({"text": "x" * 10_000, "id": 7, "tags": ["a"]}, 500)["text"])
     assert (shown["id"], shown["tags"]) == (7, ["a"])
+
+
+class VisitCounter(JsonPresenter):
+    """Counts the values that it looks at."""
+
+    visits = 0
+
+    def open_container(self, value: Any) -> Container | None:
+        self.visits += 1
+        return super().open_container(value)
+
+
+def nest(depth: int, beside: list[Any], innermost: Any) -> Any:
+    """Return lists in lists, with the same items in each."""
+    return [*beside, nest(depth - 1, beside, innermost)] if depth else innermost
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nest(60, [], "x" * 20_000),
+        nest(60, [1] * 30, "x" * 20_000),
+        nest(60, [], [1] * 100_000),
+        nest(60, [], [[1] * 5] * 5_000),
+    ],
+)
+def test_work_on_a_nested_value_follows_from_the_room(value: Any) -> None:
+    presenter = VisitCounter()
+    shown = presenter.cut(value, 8_000)
+    assert len(shown) <= 8_100
+    assert presenter.visits < 3 * 8_000
 
 
 def test_bytes_have_a_short_repr() -> None:

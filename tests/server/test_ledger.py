@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mcpruntime_server.config import Config
 from mcpruntime_server.journal.events import RunError
+from mcpruntime_server.protocol.payloads import JsonObject
 from mcpruntime_server.runtime.call_ledger import CallStatus, LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport, RunStatus
 from mcpruntime_server.server.delivery import DeliveryCursor
 from mcpruntime_server.server.result_format import (
+    MAX_LISTED_CALLS,
     MAX_LISTED_WRITES,
     build_run_result,
     format_call_line,
@@ -48,6 +52,32 @@ def test_writes_and_failures_are_listed() -> None:
         *(f"git.push(n={n}) -> ok, 1 ms" for n in range(3)),
         "git.show(n=99) -> error, 1 ms: no such commit",
     ]
+
+
+class CountedArgs(dict[str, Any]):
+    """Arguments that count how often they are formatted."""
+
+    formatted = 0
+
+    def items(self) -> Any:
+        self.formatted += 1
+        return super().items()
+
+
+def test_only_the_lines_that_are_shown_are_built() -> None:
+    args = CountedArgs(n=1)
+    failed = LedgerEntry("tools.git.show", args, "error", 1.0, "no such commit")
+    assert len(listed(*[failed] * 1_000)) == MAX_LISTED_CALLS == args.formatted
+
+
+def test_a_call_whose_line_is_cut_is_formatted_when_it_is_over() -> None:
+    args: JsonObject = {"names": ["x" * 20] * 30}
+    failed = LedgerEntry("tools.git.show", args, "error", 1.0, "no")
+    counted = LedgerEntry("tools.git.show", args, "ok", 1.0, effect="read")
+    for each in (failed, counted):
+        each.forget_large_args()
+    assert failed.shown == failed.format() == counted.format()
+    assert (counted.shown, counted.args) == ("", args)
 
 
 def test_many_writes_of_a_run_that_went_well_end_with_a_count() -> None:

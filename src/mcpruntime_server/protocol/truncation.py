@@ -156,6 +156,9 @@ class Presenter:
         self.max_items = max_items
         self.is_cut = False
         self._open_ids: Set[int] = set()  # of the containers around the present value
+        # Rooms that a container is too long for, by id and depth, with the value, which keeps its
+        # id. Without them each level of a nested value would look through all that are below it.
+        self._misfits: Dict[Tuple[int, int], Tuple[Any, int]] = {}
 
     def open_container(self, value: Any) -> Optional[Container]:
         """Return what to know of a value with parts, and None for one without."""
@@ -187,11 +190,17 @@ class Presenter:
             return self.fit_leaf(value, max_chars)
         if depth >= MAX_DEPTH or id(value) in self._open_ids:
             return self.describe_cycle(container)
+        key = id(value), depth
+        if key in self._misfits and max_chars <= self._misfits[key][1]:
+            return None
         self._open_ids.add(id(value))
         try:
-            return self._fit_container(container, max_chars, depth)
+            text = self._fit_container(container, max_chars, depth)
         finally:
             self._open_ids.discard(id(value))
+        if text is None:
+            self._misfits[key] = value, max_chars
+        return text
 
     def _fit_container(self, container: Container, max_chars: int, depth: int) -> Optional[str]:
         opening, closing = container.brackets

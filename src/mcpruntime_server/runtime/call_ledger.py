@@ -36,7 +36,7 @@ class LedgerEntry:
     error: str = ""
     effect: str = "write"  # "read" | "idempotent" | "write"
     summary: CallSummary | None = None  # what a client sees instead of the arguments
-    shown: str = ""  # the call as a client sees it, where `args` are too large to be kept
+    shown: str = ""  # the call as a client sees it, where that takes long or `args` are not kept
 
     @property
     def is_settled(self) -> bool:
@@ -49,9 +49,17 @@ class LedgerEntry:
         return self.shown or format_call(self.target, args, MAX_CALL_CHARS)
 
     def forget_large_args(self) -> None:
-        """Keep only what a client sees of large arguments: the journal has them."""
-        if measure_json(self.args, MAX_KEPT_CHARS) > MAX_KEPT_CHARS:
-            self.shown, self.args = self.format(), {}
+        """Keep only what a client sees of large arguments: the journal has them.
+
+        What has to be cut for a line of its own is formatted now, so that a result with many lines
+        does not take long. Of calls that only read, most are just counted.
+        """
+        size = measure_json(self.args, MAX_KEPT_CHARS)
+        has_line = self.status != "ok" or self.effect != "read"
+        if size > MAX_KEPT_CHARS or (size > MAX_CALL_CHARS and has_line):
+            self.shown = self.format()
+        if size > MAX_KEPT_CHARS:
+            self.args = {}
 
     def describe(self, args: JsonObject, outcome: str) -> None:
         """Show other arguments than those of the call, and what came of it."""

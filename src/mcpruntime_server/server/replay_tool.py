@@ -22,9 +22,10 @@ from ..runtime.runtime import Runtime
 from .result_format import (
     MAX_LISTED_CALLS,
     MAX_LISTED_WRITES,
+    build_lines,
     build_run_result,
-    list_calls,
     run_call_result,
+    select_listed_calls,
     text_call_result,
 )
 from .session_resolver import CLIENT_PURPOSES, format_minute
@@ -229,7 +230,8 @@ def count_runs(count: int) -> str:
 def describe_writes(writes: Sequence[LedgerEntry]) -> list[str]:
     """Return a line for each call, up to a limit for each tool, and how many more there are."""
     lines = []
-    for line in list_calls(writes, MAX_LISTED_WRITES)[:MAX_LISTED_CALLS]:
+    listed = select_listed_calls(writes, MAX_LISTED_WRITES)[:MAX_LISTED_CALLS]
+    for line in build_lines(listed):
         unsure = " (no answer came: it may have been made)" if line.status == "started" else ""
         lines.append(f"{line.call} x{line.times}" if line.times > 1 else f"{line.call}{unsure}")
     return lines

@@ -337,20 +337,24 @@ def build_call_lines(report: RunReport) -> tuple[list[CallLine], int]:
     asked = ("planned", "waiting") if report.pending_questions else ()
     calls = [entry for entry in report.calls if entry.status not in asked]
     max_writes = MAX_LISTED_WRITES if report.status in FOLDABLE_STATUSES else MAX_LISTED_CALLS
-    lines = list_calls(calls, max_writes)
+    listed = select_listed_calls(calls, max_writes)
+    lines = build_lines(listed[-MAX_LISTED_CALLS:])
     message = report.error["message"] if report.error else ""
     for line in lines:
         if line.error and line.error in message:
             line.error = None  # it is the error of the run
-    return lines[-MAX_LISTED_CALLS:], len(lines)
+    return lines, len(listed)
 
 
-def list_calls(calls: Sequence[LedgerEntry], max_writes: int) -> list[CallLine]:
-    """Return a line for each write and failure; calls that only read are counted for each tool.
+def select_listed_calls(
+    calls: Sequence[LedgerEntry], max_writes: int
+) -> list[LedgerEntry | CallLine]:
+    """Return what has a line: writes and failures, and counts of calls that only read, by tool.
 
-    Of each tool at most `max_writes` calls that went well have lines; the others are counted.
+    Of each tool at most `max_writes` calls that went well have lines; the others are counted. Only
+    the lines that are shown are to be built: each takes up to a millisecond.
     """
-    lines: list[CallLine] = []
+    lines: list[LedgerEntry | CallLine] = []
     reads = Counter(each.target for each in calls if is_successful_read(each))
     writes: Counter[str] = Counter()
     counted: dict[tuple[str, str], CallLine] = {}
@@ -363,7 +367,7 @@ def list_calls(calls: Sequence[LedgerEntry], max_writes: int) -> list[CallLine]:
             else entry.status == "ok" and writes[entry.target] > max_writes
         )
         if not is_counted:
-            lines.append(build_call_line(entry))
+            lines.append(entry)
             continue
         key = entry.target, entry.effect
         if key not in counted:
@@ -375,6 +379,11 @@ def list_calls(calls: Sequence[LedgerEntry], max_writes: int) -> list[CallLine]:
     for line in counted.values():
         line.ms = round_ms(line.ms)
     return lines
+
+
+def build_lines(listed: Sequence[LedgerEntry | CallLine]) -> list[CallLine]:
+    """Return the lines of listed calls."""
+    return [each if isinstance(each, CallLine) else build_call_line(each) for each in listed]
 
 
 def is_successful_read(entry: LedgerEntry) -> bool:
