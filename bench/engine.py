@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ class ServerContainers:
         self._client = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
         self._owner = ""
         self._pid = 0
+        self._was_killed = False
 
     def find_owner(self) -> None:
         """Find the server: the name of its lock file is the label of its containers."""
@@ -42,6 +44,11 @@ class ServerContainers:
     def pid(self) -> int:
         """The process of the server."""
         return self._pid
+
+    def kill_server(self) -> None:
+        """Send SIGKILL to the server, which removes no containers then."""
+        self._was_killed = True
+        os.kill(self._pid, signal.SIGKILL)
 
     def server_memory_mb(self) -> float:
         """Return the resident memory of the server."""
@@ -94,7 +101,9 @@ class ServerContainers:
         with anyio.CancelScope(shield=True):
             left = await self._run_in_thread(self._list_leftovers) if self._owner else []
             for container in left:
-                print(f"left behind by the server: {container['Names']} ({container['Status']})")
+                if not self._was_killed:
+                    where = f"{container['Names']} ({container['Status']})"
+                    print(f"left behind by the server: {where}")
                 await self._run_in_thread(remove_container, container["Id"])
             self._client.close()
 
@@ -105,7 +114,8 @@ class ServerContainers:
         return found
 
     def _list_leftovers(self, client: APIClient) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + REMOVAL_TIMEOUT_S
+        wait_s = 0.0 if self._was_killed else REMOVAL_TIMEOUT_S
+        deadline = time.monotonic() + wait_s
         while (left := self._list_containers(client, every=True)) and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
         return left

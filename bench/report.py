@@ -6,7 +6,6 @@ Rule: nobody types a figure. A section is written by a function that sees one su
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -116,10 +115,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def describe_run(result: SuiteResult, command: str) -> str:
     """Return where and how a result was measured, as one paragraph."""
     where = result.environment
-    state = ", with uncommitted changes" if where.has_uncommitted_changes else ""
     parts = [
         f"`{command}`",
-        *([f"commit {where.commit}{state}"] if is_published(where.commit) else []),
+        f"`src` {where.sources}, `bench` {where.harness}",
         f"{where.processors} processors ({where.processor})",
         f"load {where.load_before:g} before and {where.load_after:g} after",
         f"Python {where.python}, mcp {where.packages.get('mcp', 'unknown')}",
@@ -127,9 +125,3 @@ def describe_run(result: SuiteResult, command: str) -> str:
         result.started[:10],
     ]
     return f"<sub>{'; '.join(parts)}</sub>\n"
-
-
-def is_published(commit: str) -> bool:
-    """Return whether a commit is in the history: one that was rebased since would not be found."""
-    command = ["git", "merge-base", "--is-ancestor", commit, "HEAD"]
-    return not subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 ROOT = Path(__file__).parents[1]
 RESULTS_FOLDER = Path(__file__).with_name("results")
+SHOWN_DIGITS = 12
 RECORDED_PACKAGES = ("mcpruntime-server", "mcp", "litellm", "docker", "pydantic")
 
 Better = Literal["lower", "higher"]
@@ -30,8 +32,8 @@ class Environment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    commit: str
-    has_uncommitted_changes: bool
+    sources: str  # the tree of `src`, as `git rev-parse COMMIT:src` has it for a commit
+    harness: str  # that of `bench`
     system: str
     processor: str
     processors: int
@@ -95,8 +97,7 @@ class ResultRecorder:
         self._began = time.monotonic()
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._load_before = os.getloadavg()[0]
-        self._commit = _run_git("rev-parse", "--short=12", "HEAD")
-        self._has_changes = bool(_run_git("status", "--porcelain"))
+        self.sources, self._harness = hash_tree("src"), hash_tree("bench")
 
     def add(
         self,
@@ -120,9 +121,7 @@ class ResultRecorder:
             **self._facts,
             started=self._started,
             took_s=round(time.monotonic() - self._began, 1),
-            environment=describe_environment(
-                self._load_before, self._commit, has_changes=self._has_changes
-            ),
+            environment=describe_environment(self._load_before, self.sources, self._harness),
             measurements=self.measurements,
             details=self.details,
             failures=self.failures,
@@ -137,11 +136,11 @@ def record_result(suite: str, file: Path, **facts: Any) -> Iterator[ResultRecord
     recorder.result().write(file)
 
 
-def describe_environment(load_before: float, commit: str, *, has_changes: bool) -> Environment:
-    """Return the facts about this machine, and the checkout that a suite began with."""
+def describe_environment(load_before: float, sources: str, harness: str) -> Environment:
+    """Return the facts about this machine, and the trees that a suite began with."""
     return Environment(
-        commit=commit,
-        has_uncommitted_changes=has_changes,
+        sources=sources,
+        harness=harness,
         system=platform.platform(),
         processor=_read_processor_name(),
         processors=os.cpu_count() or 0,
@@ -153,9 +152,25 @@ def describe_environment(load_before: float, commit: str, *, has_changes: bool) 
     )
 
 
-def _run_git(*arguments: str) -> str:
+def hash_tree(folder: str) -> str:
+    """Return the id of the Git tree of a folder as it is on disk, committed or not.
+
+    Unlike a commit, a tree keeps its id when the history is rebased. Empty outside a checkout.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+        index = {"GIT_INDEX_FILE": str(Path(temporary) / "index")}
+        _run_git("add", "--all", "--", folder, variables=index)
+        return _run_git("write-tree", f"--prefix={folder}/", variables=index)[:SHOWN_DIGITS]
+
+
+def _run_git(*arguments: str, variables: Mapping[str, str]) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip()
 

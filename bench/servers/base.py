@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,7 +16,14 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 
-from .names import CALL_LOG, HELD_FILE, HOLD_FILE, LATENCY_VARIABLE, STATE_VARIABLE
+from .names import (
+    CALL_LOG,
+    HELD_FILE,
+    HOLD_FILE,
+    LATENCY_VARIABLE,
+    STATE_VARIABLE,
+    describe_hold,
+)
 
 __all__ = ["StatefulServer", "ToolError", "find_record", "next_id"]
 
@@ -32,7 +39,6 @@ class StatefulServer:
         self.name = name
         self.folder = Path(os.environ[STATE_VARIABLE])
         self.mcp = MCPServer(name, log_level="ERROR")
-        self._calls = 0  # that had their effect
         self._latency_s = float(os.environ.get(LATENCY_VARIABLE, "0")) / 1e3
 
     def read_state(self) -> dict[str, Any]:
@@ -62,13 +68,13 @@ class StatefulServer:
                 await anyio.sleep(self._latency_s)
                 arguments = inspect.signature(function).bind(*args, **kwargs).arguments
                 is_ok = False
-                await self._hold("before")
                 try:
+                    await self._hold("before", arguments)
                     value = await function(*args, **kwargs)
                     is_ok = True
                 finally:
                     self._log_call(name, arguments, is_ok)
-                await self._hold("after")
+                await self._hold("after", arguments)
                 return value
 
             self.mcp.add_tool(call, annotations=ToolAnnotations(read_only_hint=reads))
@@ -80,14 +86,21 @@ class StatefulServer:
         """Serve over stdio."""
         self.mcp.run()
 
-    async def _hold(self, point: str) -> None:
-        """Wait before or after the effect of a call while the bench asks for it."""
-        place = self.folder / HOLD_FILE
-        if place.exists() and place.read_text("utf-8") == f"{point} {self._calls}":
-            held = place.rename(self.folder / HELD_FILE)
+    async def _hold(self, point: str, arguments: Mapping[str, Any]) -> None:
+        """Wait before or after the effect of a call while the bench asks for it.
+
+        Meanwhile, `HELD_FILE` has the id of this process.
+        """
+        place, held = self.folder / HOLD_FILE, self.folder / HELD_FILE
+        if not place.exists() or place.read_text("utf-8") != describe_hold(point, arguments):
+            return
+        place.write_text(str(os.getpid()), "utf-8")
+        place.rename(held)
+        try:
             while held.exists():  # noqa: ASYNC110 - until another process removes it
                 await anyio.sleep(HOLD_POLL_S)
-        self._calls += point == "after"
+        finally:
+            held.unlink(missing_ok=True)
 
     def _log_call(self, tool: str, arguments: dict[str, Any], is_ok: bool) -> None:
         entry = {"server": self.name, "tool": tool, "arguments": arguments, "ok": is_ok}

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from bench.kill_anywhere import WRITES, Point, Target, try_once
-
-ONCE_EACH = Counter(dict.fromkeys(range(WRITES), 1))
+from bench.kill_anywhere import Boundary, KillLog, Outcome, Target, kill_at, plan_boundaries
 
 
 @pytest.mark.parametrize(
-    ("target", "boundary", "point"),
+    ("target", "boundaries"),
     [
-        ("worker", 2, "before"),
-        ("container", 2, "after"),
-        ("server", 3, "after"),
+        ("worker", [Boundary(2, "before"), Boundary(4, "after")]),
+        ("container", [Boundary(2, "after")]),
+        ("server", [Boundary(3, "after")]),
     ],
 )
 async def test_a_careful_client_neither_doubles_nor_loses_an_effect(
-    target: Target, boundary: int, point: Point
+    target: Target, boundaries: list[Boundary]
 ) -> None:
-    assert await try_once(target, boundary, point, is_careful=True) == ONCE_EACH
+    found: list[Outcome] = []
+    await kill_at(target, boundaries, found.append, is_careful=True, lanes=1)
+    assert [(each.call, each.point) for each in found] == [
+        (each.call, each.point) for each in boundaries
+    ]
+    assert [(each.doubled, each.lost) for each in found] == [(0, 0)] * len(boundaries)
 
 
 async def test_a_naive_client_repeats_what_was_done() -> None:
-    sent = await try_once("container", 2, "after", is_careful=False)
-    assert sent == Counter({0: 2, 1: 2, 2: 2, 3: 1, 4: 1})
+    found: list[Outcome] = []
+    await kill_at("worker", [Boundary(2, "after")], found.append, is_careful=False)
+    assert [(each.doubled, each.lost) for each in found] == [(3, 0)]
+
+
+def test_a_stopped_suite_goes_on_where_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "kills.jsonl"
+    planned = plan_boundaries(rounds=2, limit=1)
+    log = KillLog(file, "one", resume=False)
+    log.add(Outcome("worker", "recovered", 0, "before", 0, 0, 0.1))
+    log.add(Outcome("worker", "retried", 0, "after", 1, 0, 0.1))
+    again = KillLog(file, "one", resume=True)
+    assert again.outcomes == log.outcomes
+    open_ones = again.open_boundaries("worker", "recovered", planned)
+    assert sorted(each.point for each in open_ones) == ["after", "after", "before"]
+    with pytest.raises(ValueError, match="another server"):
+        KillLog(file, "other", resume=True)
+    assert KillLog(file, "other", resume=False).outcomes == []

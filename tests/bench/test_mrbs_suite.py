@@ -53,7 +53,7 @@ def test_a_model_does_a_task_with_programs_and_with_function_calls(tmp_path: Pat
     assert by_functions["usage"]["tokens_in"] > by_programs["usage"]["tokens_in"] > 0
     assert by_programs["turns_before_call"] == 3
     assert by_functions["turns_before_call"] == 1
-    assert programs["environment"]["commit"]
+    assert programs["environment"]["sources"]
 
 
 def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from bench.comparison import compare_files, compare_results
 from bench.report import describe_run, fill_marks, write_report
-from bench.results import SuiteResult, read_result, record_result
+from bench.results import SuiteResult, hash_tree, read_result, record_result
 from bench.sections import SECTIONS
 from bench.statistics import percentile, wilson_interval
 from bench.suites import SUITES
@@ -32,7 +32,7 @@ def test_a_result_says_where_it_was_measured(tmp_path: Path) -> None:
     result = write_result(tmp_path / "new" / "one.json", "same-tape", {"a": [1.0, 2.0]})
     assert (result.suite, result.seed, result.schema_version) == ("same-tape", 7, 1)
     where = result.environment
-    assert where.commit
+    assert where.sources == hash_tree("src")
     assert where.processors
     assert where.packages["mcp"]
 
@@ -148,11 +148,15 @@ def test_a_section_without_a_new_result_stays(tmp_path: Path) -> None:
     assert searches.count("## ") == 1
 
 
-def test_a_commit_that_was_rebased_is_not_named(tmp_path: Path) -> None:
+def test_a_result_names_the_tree_of_its_sources_which_outlives_a_rebase(tmp_path: Path) -> None:
     result = write_result(tmp_path / "a.json", "x", {"a": [1.0]})
-    assert f"commit {result.environment.commit}" in describe_run(result, "x")
-    where = result.environment.model_copy(update={"commit": "0123456789ab"})
-    assert "commit" not in describe_run(result.model_copy(update={"environment": where}), "x")
+    assert f"`src` {hash_tree('src')}" in describe_run(result, "x")
+    command = ["git", "status", "--porcelain", "--", "src"]
+    if not subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD:src"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith(hash_tree("src"))
 
 
 def test_marks_keep_the_text_around_them() -> None:
