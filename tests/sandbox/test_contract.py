@@ -15,6 +15,15 @@ from .conftest import RunRecorder, SandboxDriver, make_setup
 # values -------------------------------------------------------------------------------------------
 
 
+async def test_code_starts_before_modules_are_imported_that_few_runs_need(
+    run: SandboxDriver,
+) -> None:
+    """Each of them would cost every sandbox milliseconds and hundreds of kilobytes."""
+    slow = ["asyncio", "ctypes", "dataclasses", "http", "inspect", "ssl", "typing", "weakref"]
+    found = await run.evaluate(f"[name for name in {slow} if name in __import__('sys').modules]")
+    assert found == "[]"
+
+
 async def test_variables_imports_and_functions_persist(shared: SandboxDriver) -> None:
     await shared("import math\nx = 20\ndef double(n): return 2 * n")
     assert await shared.evaluate("double(x) + math.floor(1.5)") == "41"

@@ -16,7 +16,7 @@ MIN_SIMILARITY = 0.6  # of a name that is suggested
 MIN_MISSPELLING = 0.8  # of a name that is taken for a misspelling of another
 MAX_COMPARED_NAMES = 2_000
 MAX_COMPARED_CHARS = 100  # of a name
-WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W_]+")
+WORD = r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+|[^\W_]+"  # compiled when it is used
 VERB_FAMILIES = (
     {"get", "list", "search", "find", "fetch", "read", "query", "show", "describe", "view"},
     {"create", "add", "insert", "make", "new", "post", "write", "save", "upload"},
@@ -106,4 +106,4 @@ def _compare_verbs(name: str, other: str) -> int:
 
 def _split_words(name: str) -> Tuple[str, ...]:
     """Return the words of a name in snake case, camel case or with hyphens, in lower case."""
-    return tuple(word.lower() for word in WORD.findall(name))
+    return tuple(word.lower() for word in re.findall(WORD, name))

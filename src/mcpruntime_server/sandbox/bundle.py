@@ -20,10 +20,11 @@ PACKAGE_ROOT = Path(__file__).parent.parent
 SANDBOX_PACKAGE = "mcpruntime_sandbox"
 MARSHAL_VERSION = 2  # a format that every Python reads, for text, bytes and tuples
 
-# stdin starts with a length and that many bytes of compressed marshal data: a magic number, the
-# names of packages, and a mapping from module name to (source, code that was compiled by the Python
-# with that magic number). No file is written, so a read-only image can run it. A Python equal to
-# the host's need not compile anything. The data is sent before the container starts.
+# stdin starts with a length and that many bytes of marshal data: a magic number, the names of
+# packages, and two mappings from the names of modules: to their sources, and to their code that was
+# compiled by the Python with that magic number. A Python equal to the host's need not compile
+# anything. Each module is compressed by itself: one that is never imported takes little memory. No
+# file is written, so a read-only image can run it. The data is sent before the container starts.
 BOOTSTRAP = """\
 import sys,os,marshal,zlib
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -34,7 +35,10 @@ def read(n):
         if not c: os._exit(0)
         b+=c
     return b
-magic,packages,modules=marshal.loads(zlib.decompress(read(int.from_bytes(read(4),'big'))))
+magic,packages,modules,compiled=marshal.loads(read(int.from_bytes(read(4),'big')))
+is_compiled=magic==MAGIC_NUMBER
+if is_compiled: modules=compiled
+del compiled
 class Importer:
     @classmethod
     def find_spec(cls,name,path=None,target=None):
@@ -47,9 +51,9 @@ class Importer:
     def exec_module(module):
         name=module.__name__.partition('.')[2]
         if name in modules:
-            source,code=modules[name]
-            if magic==MAGIC_NUMBER: code=marshal.loads(code)
-            else: code=compile(source,'<'+module.__name__+'>','exec')
+            code=zlib.decompress(modules[name])
+            if is_compiled: code=marshal.loads(code)
+            else: code=compile(code,'<'+module.__name__+'>','exec')
             exec(code,module.__dict__)
 sys.meta_path.insert(0,Importer)
 from mcpruntime_sandbox.sandboxed.kernel.supervisor import main
@@ -74,16 +78,17 @@ KERNEL_ENV = {
 def build_bundle() -> bytes:
     """Return the shipped modules as the bytes that `BOOTSTRAP` reads."""
     packages = [""]
-    modules = {}
+    sources, compiled = {}, {}
     for name, path in _find_modules():
         if path.name == "__init__.py":
             packages.append(name)  # its docstring is for readers on the host
             continue
-        source = path.read_text(encoding="utf-8")
-        compiled = compile(source, f"<{SANDBOX_PACKAGE}.{name}>", "exec")
-        modules[name] = (source, marshal.dumps(compiled))
-    content = (importlib.util.MAGIC_NUMBER, tuple(packages), modules)
-    data = zlib.compress(marshal.dumps(content, MARSHAL_VERSION))
+        source = path.read_bytes()
+        code = compile(source, f"<{SANDBOX_PACKAGE}.{name}>", "exec")
+        sources[name] = zlib.compress(source)
+        compiled[name] = zlib.compress(marshal.dumps(code))
+    content = (importlib.util.MAGIC_NUMBER, tuple(packages), sources, compiled)
+    data = marshal.dumps(content, MARSHAL_VERSION)
     return len(data).to_bytes(4, "big") + data
 
 

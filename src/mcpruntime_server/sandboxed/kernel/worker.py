@@ -30,11 +30,9 @@ from ..library import (
     planned,
     skills,
     tools,
-    web_libraries,
 )
 from . import determinism, forks
 from .code_runner import CodeRunner, parse_code
-from .connection_order import ConnectionOrder
 from .standard_streams import StandardStreams
 from .usage_meter import UsageMeter
 from .worker_channel import STEP_FILE_PREFIX, InterruptHandler, WorkerChannel
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Set, Tuple
 
     from ...protocol.payloads import JsonObject
+    from .connection_order import ConnectionOrder
     from .observation import Probe
 
 REAP_POLL_S = 0.002
@@ -89,6 +88,9 @@ class Worker:
         determinism.ImportHooks.run_after_import("asyncio", self.install_event_loop)
         self.connection_order: Optional[ConnectionOrder] = None
         if setup.web is not None:
+            from ..library import web_libraries
+            from .connection_order import ConnectionOrder
+
             web_libraries.install_web_libraries(determinism.ImportHooks.run_after_import)
             self.connection_order = ConnectionOrder(determinism.ThreadNames.current_name)
             self.connection_order.install()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import builtins
 import sys
-from weakref import WeakKeyDictionary
+from functools import cached_property
 
 from ...protocol.library_names import SHOW_NAME
 from ...protocol.media import (
@@ -51,7 +51,13 @@ class Display:
     def __init__(self) -> None:
         self._items: List[Media] = []
         self._size = 0
-        self._drawn: Any = WeakKeyDictionary()  # hash of the PNG by figure, in all runs
+
+    @cached_property
+    def _drawn(self) -> Any:
+        """The hash of the PNG by figure, in all runs."""
+        from weakref import WeakKeyDictionary  # the library of figures has imported it
+
+        return WeakKeyDictionary()
 
     def start_run(self) -> None:
         """Forget what the last run has shown."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import builtins
 import os
-from typing import Any
 
 from ...protocol.library_names import EXPORT_NAME
 from . import tools
+
+TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
+if TYPE_CHECKING:
+    from typing import Any
 
 PIECE_BYTES = 4 * 1024 * 1024  # a call has room for it
 

@@ -27,8 +27,8 @@ their names and versions. They stay for the session. A block at the top of the c
 # /// script
 # dependencies = ["scipy>=1.14"]
 # ///"""
-DEPENDENCIES = re.compile(r"(?ms)^dependencies\s*=\s*\[(.*?)\]")
-TOML_TEXT = re.compile(r"\"([^\"\\\n]*)\"|'([^'\n]*)'")
+DEPENDENCIES = r"(?ms)^dependencies\s*=\s*\[(.*?)\]"
+TOML_TEXT = r"\"([^\"\\\n]*)\"|'([^'\n]*)'"
 
 
 class PackagesModule(types.ModuleType):
@@ -113,10 +113,10 @@ def find_script_dependencies(code: str) -> List[str]:
     block = find_script_block(code)
     if block is None:
         return []
-    found = DEPENDENCIES.search(block)
+    found = re.search(DEPENDENCIES, block)
     if found is None:
         return []
-    return [first or second for first, second in TOML_TEXT.findall(found[1])]
+    return [first or second for first, second in re.findall(TOML_TEXT, found[1])]
 
 
 def install_packages_module(folder: str) -> Any:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ...protocol.payloads import PresentedValue, SkillDescription, SkillSource, SkillUse
 
 ENTRY_FUNCTION = "run"  # the function that a skill is
-VERSION_PATTERN = re.compile(r"v[1-9][0-9]{0,5}", re.ASCII)
-ADDRESS_PATTERN = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")  # in reprs; each interpreter has others
+VERSION_PATTERN = r"v[1-9][0-9]{0,5}"
+ADDRESS_PATTERN = r"\b0x[0-9a-fA-F]{6,16}\b"  # in reprs; each interpreter has others
 INACTIVE_STATES = ("draft", "quarantined", "retired")  # error kinds: no version is active
 MAX_CASE_CHARS = 16_000  # of the inputs and of the output of a case, each as JSON
 MAX_ERROR_CHARS = 1_000
@@ -78,7 +78,7 @@ class SkillModule(ModuleType):
         if name.startswith("_"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         _, skill, *exact = self.__name__.split(".")
-        if VERSION_PATTERN.fullmatch(name) and not exact:
+        if re.fullmatch(VERSION_PATTERN, name) and not exact:
             return self._import_version(skill, name)
         if self.__name__ in inactive_skills:
             raise SkillUnavailableError(*inactive_skills[self.__name__])
@@ -120,7 +120,7 @@ class SkillFinder:
         skill, *inner = rest.split(".")
         if skill.startswith("_"):
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
-        if len(inner) > 1 or (inner and not VERSION_PATTERN.fullmatch(inner[0])):
+        if len(inner) > 1 or (inner and not re.fullmatch(VERSION_PATTERN, inner[0])):
             parent = sys.modules[fullname.rpartition(".")[0]]
             raise ImportError(missing_name_message(parent, inner[-1]))
         loader: Any = self
@@ -300,7 +300,7 @@ class UseReporter:
         """Return `result` like the value of a run, without what differs in a repetition."""
         shown: PresentedValue = present_value(result, MAX_CASE_CHARS)  # type: ignore[assignment]
         if shown["kind"] != "json":
-            shown["text"] = ADDRESS_PATTERN.sub("0x...", shown["text"])
+            shown["text"] = re.sub(ADDRESS_PATTERN, "0x...", shown["text"])
         return shown
 
     def report_failure(self, inputs: Any, error: Exception) -> None:
@@ -320,7 +320,7 @@ class UseReporter:
                 line = frame.tb_lineno
             frame = frame.tb_next
         text = f"{shown['type']}: {shown['message']}" + (f" (line {line})" if line else "")
-        return ADDRESS_PATTERN.sub("0x...", text)
+        return re.sub(ADDRESS_PATTERN, "0x...", text)
 
     def report_use(self, ok: bool, inputs: Any, describe: Callable[[], SkillUse]) -> None:
         """Report the outcome of a call, if it is the first such outcome in the run."""
@@ -419,7 +419,7 @@ def load(skill: str) -> ModuleType:
     """Return the module of a skill, "weather-report", or of a version, "weather_report@2"."""
     name, at, version = skill.strip().replace("-", "_").partition("@")
     version = f"v{version.removeprefix('v')}"
-    is_exact = VERSION_PATTERN.fullmatch(version) is not None
+    is_exact = re.fullmatch(VERSION_PATTERN, version) is not None
     if not name.isidentifier() or (at and not is_exact):
         raise ValueError(
             f"{skill!r:.80} names no skill: "

@@ -38,7 +38,7 @@ MAX_TOOLS_CHARS = 3_500  # of the names and summaries in the help on a server
 MIN_SUMMARY_CHARS = 12  # a shorter one says nothing
 MAX_SUMMARY_CHARS = 120
 UNDESCRIBED = ("Parameters (", "Returns: ", "Returns (")  # a docstring without a description
-WORD = re.compile(r"\w+")
+WORD = r"\w+"
 SCALAR_TYPES = {"str", "int", "float", "bool", "None", "list"}  # in an annotation without records
 
 # errors -------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class ToolParameters:
         self.omitted_when_none = frozenset(unset)
         self.choices = choices
         first = function.__annotations__.get(self.names[0], "") if self.names else ""
-        self.takes_object_first = not set(WORD.findall(str(first))) <= SCALAR_TYPES
+        self.takes_object_first = not set(re.findall(WORD, str(first))) <= SCALAR_TYPES
 
     def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> JsonObject:
         """Return the arguments to send, without those left out; raises `ToolArgumentError`."""
