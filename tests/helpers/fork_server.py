@@ -57,7 +57,7 @@ def main(path: str) -> None:
 
 
 def import_everything() -> None:
-    """Do what servers do once: import modules, some of which they import late, and bundle code."""
+    """Do what servers do once: import modules, some of them late, bundle code, compile pages."""
     import importlib
 
     from mcpruntime_server.sandbox.bundle import build_bundle
@@ -65,6 +65,10 @@ def import_everything() -> None:
     for name in USED_MODULES:
         importlib.import_module(name)
     build_bundle()
+    with suppress(ImportError):  # an earlier version, which is attacked, has no such function
+        from mcpruntime_server.viewer.page_rendering import compile_pages
+
+        compile_pages()
     gc.freeze()
 
 

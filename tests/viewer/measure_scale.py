@@ -17,6 +17,7 @@ from playwright.async_api import Page, async_playwright
 
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted, RunValue
 from mcpruntime_server.journal.store import Journal, open_journal
+from mcpruntime_server.viewer.output_windows import FIRST_LINES
 
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import write_settings
@@ -122,7 +123,7 @@ async def measure_window(page: Page) -> float:
     """Return how long the next window of output takes."""
     started_at = time.monotonic()
     await page.locator(".output").evaluate("output => output.scrollTop = 1e9")
-    await page.locator(".lines li").nth(401).wait_for(state="attached")
+    await page.locator(".lines li").nth(FIRST_LINES + 1).wait_for(state="attached")
     return (time.monotonic() - started_at) * 1_000
 
 

@@ -14,6 +14,8 @@ from urllib.parse import quote
 import pytest
 from playwright.async_api import Page, expect
 
+from mcpruntime_server.viewer.output_windows import FIRST_LINES
+
 from ..helpers.event_streams import ApiClient
 from .conftest import Viewer
 from .hostile_texts import HOSTILE_TEXTS
@@ -176,9 +178,9 @@ async def test_nothing_that_code_or_upstreams_control_is_executed(
             await watcher.visit(hostile.address(step), "texts = json.loads")
             if step == "output":
                 lines = page.locator(".lines li")
-                await expect(lines).to_have_count(400)
+                await expect(lines).to_have_count(FIRST_LINES)
                 await page.locator(".output").evaluate("output => output.scrollTop = 1e6")
-                await expect(lines.nth(401)).to_be_attached()
+                await expect(lines.nth(FIRST_LINES + 1)).to_be_attached()
             if step == "variables":
                 await page.click("[data-variables]")
                 await expect(page.locator("tr.variable-added").nth(50)).to_be_visible()

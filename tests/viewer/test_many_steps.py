@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from mcpruntime_server.journal import overviews
+from mcpruntime_server.journal import overviews, queries
+from mcpruntime_server.journal.events import (
+    ModelUsageRecorded,
+    RunFinished,
+    RunStarted,
+    TipMoved,
+)
 from mcpruntime_server.journal.store import open_journal
+from mcpruntime_server.viewer.output_windows import FIRST_LINES
 from mcpruntime_server.viewer.step_lists import WINDOW_ROWS, build_columns
 
 from ..helpers.http_service import HttpService, open_http_service
@@ -86,7 +93,7 @@ async def test_a_long_output_is_counted_and_any_line_can_be_reached(page: Page) 
     await expect(lines.first).to_contain_text(f"step {STEPS}")
     await expect(page.locator("[data-line-count]")).to_have_text(re.compile(r"^\d{3},\d{3} lines$"))
     await page.locator(".output").evaluate("output => output.scrollTop = 1e9")
-    await expect(page.locator("#O401")).to_be_attached()
+    await expect(page.locator(f"#O{FIRST_LINES + 1}")).to_be_attached()
     await page.goto("/s/s_scale#O100000")
     await page.reload()
     await expect(page.locator("#O100000")).to_be_in_viewport()
@@ -104,3 +111,22 @@ async def test_figures_are_columns_of_differences(tmp_path: Path) -> None:
     assert columns["status_names"] == ["ok"]
     assert columns["tip"] == 2
     assert code == ["total_3 = 3 * 2\nprint('step 3')\ntotal_3", ""]
+
+
+async def test_figures_have_the_ancestors_of_a_fork_and_what_was_left(tmp_path: Path) -> None:
+    async with open_journal(tmp_path) as journal:
+        last = await write_session(journal, 4, 0)
+        await journal.create_session("s_fork", "fork", "local", last, "fork", last)
+        journal.append("s_fork", RunStarted("r_a", last, 5, "5", "<step 5>", 60.0), "r_a")
+        usage = ModelUsageRecorded(1, 1, 2, 0.25)
+        journal.append("s_fork", usage, "r_a")
+        journal.append("s_fork", RunFinished("ok"), "r_a")
+        journal.append("s_fork", TipMoved("r_00000002", "r_a"))
+        journal.append("s_fork", RunStarted("r_b", "r_00000002", 3, "3", "<step 3>", 60.0), "r_b")
+        await journal.flush()
+        figures = await journal.read(lambda rows: overviews.load_step_figures(rows, "s_fork"))
+        visited = await journal.read(lambda rows: queries.list_visited_runs(rows, "s_fork"))
+    assert figures.run_ids == [run for run, _ in visited]
+    assert figures.steps == [1, 2, 3, 4, 5, 3]
+    assert figures.parents == [-1, 0, 1, 2, 3, 1]
+    assert figures.usd == {4: 0.25}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
 from mcpruntime_server.journal.rows import RunRow
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.viewer.output_windows import (
+    FIRST_LINES,
     MAX_INDEX_PAGE_EVENTS,
     WINDOW_LINES,
     OutputReader,
@@ -56,13 +58,13 @@ def check_lines(window: OutputWindow, first: int, last: int) -> None:
 
 async def test_the_first_windows_of_a_long_output_need_no_count(journal: Journal) -> None:
     count = write_long(journal)
-    run, reader = await finish(journal), OutputReader(journal)
+    run, reader = await finish(journal), OutputReader(journal, anyio.CapacityLimiter(1))
     window = await reader.read_soon(run)
-    check_lines(window, 1, WINDOW_LINES)
+    check_lines(window, 1, FIRST_LINES)
     assert window.line_count is None
     assert window.has_later
-    window = await reader.read_window(run, WINDOW_LINES + 1)
-    check_lines(window, WINDOW_LINES + 1, 2 * WINDOW_LINES)
+    window = await reader.read_window(run, FIRST_LINES + 1)
+    check_lines(window, FIRST_LINES + 1, FIRST_LINES + WINDOW_LINES)
     assert window.line_count is None
     assert (await reader.measure(run)).line_count == count
     assert (await reader.read_soon(run)).line_count == count
@@ -73,21 +75,21 @@ async def test_the_first_windows_of_a_long_output_need_no_count(journal: Journal
 async def test_a_short_output_is_counted_at_once(journal: Journal) -> None:
     write(journal, "line 1\nline")
     write(journal, " 2\nline 3")
-    window = await OutputReader(journal).read_soon(await finish(journal))
+    window = await OutputReader(journal, anyio.CapacityLimiter(1)).read_soon(await finish(journal))
     check_lines(window, 1, 3)
     assert window.line_count == 3
     assert not window.has_later
 
 
 async def test_no_output_has_no_lines(journal: Journal) -> None:
-    window = await OutputReader(journal).read_soon(await finish(journal))
+    window = await OutputReader(journal, anyio.CapacityLimiter(1)).read_soon(await finish(journal))
     assert (window.lines, window.line_count) == ((), 0)
 
 
 async def test_a_line_without_an_end_is_not_read_whole(journal: Journal) -> None:
     for _ in range(MANY_EVENTS):
         write(journal, "x" * 1_000)
-    run, reader = await finish(journal), OutputReader(journal)
+    run, reader = await finish(journal), OutputReader(journal, anyio.CapacityLimiter(1))
     window = await reader.read_soon(run)
     assert (len(window.lines), window.line_count) == (1, None)
     assert (await reader.measure(run)).line_count == 1
@@ -95,7 +97,7 @@ async def test_a_line_without_an_end_is_not_read_whole(journal: Journal) -> None
 
 async def test_the_end_of_a_running_output_is_followed(journal: Journal) -> None:
     write(journal, "line 1\n")
-    run, reader = await journal.load_run(RUN), OutputReader(journal)
+    run, reader = await journal.load_run(RUN), OutputReader(journal, anyio.CapacityLimiter(1))
     check_lines(await reader.read_soon(run), 1, 1)
     for number in range(MANY_EVENTS):  # more than one read of the index, since it was built
         write(journal, f"line {number + 2}\n")
@@ -106,9 +108,9 @@ async def test_the_end_of_a_running_output_is_followed(journal: Journal) -> None
 
 async def test_a_long_running_output_begins_with_its_first_lines(journal: Journal) -> None:
     count = write_long(journal)
-    run, reader = await journal.load_run(RUN), OutputReader(journal)
+    run, reader = await journal.load_run(RUN), OutputReader(journal, anyio.CapacityLimiter(1))
     window = await reader.read_soon(run)
-    check_lines(window, 1, WINDOW_LINES)
+    check_lines(window, 1, FIRST_LINES)
     assert window.line_count is None
     check_lines(await reader.read_window(run), count - WINDOW_LINES + 1, count)
     check_lines(await reader.read_soon(run), count - WINDOW_LINES + 1, count)
@@ -116,6 +118,6 @@ async def test_a_long_running_output_begins_with_its_first_lines(journal: Journa
 
 async def test_styles_go_on_in_later_windows(journal: Journal) -> None:
     write(journal, "\x1b[31m" + "red\n" * (WINDOW_LINES * 2))
-    run, reader = await finish(journal), OutputReader(journal)
+    run, reader = await finish(journal), OutputReader(journal, anyio.CapacityLimiter(1))
     window = await reader.read_window(run, WINDOW_LINES + 1)
     assert str(window.lines[0].markup) == '<span class="ansi-fg1">red</span>'

@@ -6,6 +6,8 @@ import re
 
 from playwright.async_api import expect
 
+from mcpruntime_server.viewer.output_windows import FIRST_LINES, WINDOW_LINES
+
 from .conftest import Viewer
 
 
@@ -68,9 +70,9 @@ async def test_long_output_comes_in_windows_and_lines_have_addresses(viewer: Vie
         await page.click(".rail-row >> nth=8")
         await expect(page.locator(".output-section h3")).to_contain_text("1,201 lines")
         lines = page.locator(".lines li")
-        await expect(lines).to_have_count(400)
+        await expect(lines).to_have_count(FIRST_LINES)
         await page.locator(".output").evaluate("output => output.scrollTop = 1e6")
-        await expect(lines).to_have_count(800)
+        await expect(lines).to_have_count(FIRST_LINES + WINDOW_LINES)
         await page.goto(page.url.partition("#")[0] + "#O1100")
         await page.reload()
         await expect(page.locator("#O1100")).to_have_class(re.compile("is-target"))

@@ -92,6 +92,7 @@ async def serve_http(
     from ..service.metrics import RuntimeMetrics, create_registry
     from ..service.operations import Operations
     from ..viewer.browser_logins import BrowserLogins
+    from ..viewer.page_rendering import prepare_pages
     from ..viewer.page_routes import build_page_routes
 
     gc.freeze()  # what is imported stays: no garbage collection need examine it
@@ -119,6 +120,7 @@ async def serve_http(
     ):
         tasks.start_soon(app.catalog.refresh)
         tasks.start_soon(release_when_set, is_stopping, app.runtime)
+        tasks.start_soon(prepare_pages)
         operations = Operations(
             registry,
             app.runtime,

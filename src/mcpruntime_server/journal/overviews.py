@@ -1,4 +1,4 @@
-"""Read what people look at: lists of sessions and of runs with their figures, and searches.
+"""Read what people look at: sessions and runs with their figures, and how much output there is.
 
 As in `queries`, each function takes a connection, blocks until it has the result, and lets
 `sqlite3.Error` pass.
@@ -7,24 +7,22 @@ As in `queries`, each function takes a connection, blocks until it has the resul
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from sqlite3 import Connection
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import JournalFailed, NotFound
 from . import queries
 from .blob_store import BlobStore
-from .events import encode_json
-from .rows import FRESH_FLAG, UNDONE_FLAG, SessionRow
+from .encoded_text import TextExtent, measure_encoded_text, measure_text
+from .events import KIND_BY_CLASS, OutputWritten, decode_json
+from .rows import FRESH_FLAG, UNDONE_FLAG, RunRow, SessionRow
 
 SessionState = Literal["waiting", "running", "failed", "idle"]
 
 MAX_CODE_CHARS = 400  # of the beginning of a run's code
-MAX_SEARCH_S = 2.0
-EXCERPT_CHARS = 70  # before and after what was searched for
 UNREADABLE = (JournalFailed, NotFound, OSError)  # raised for blobs that are damaged or lost
 
 FAILED_STATUSES = "('error', 'timeout', 'crashed')"
@@ -56,12 +54,22 @@ SELECT_SESSION_OVERVIEWS = f"""
     LIMIT ?3 OFFSET ?4"""  # noqa: S608 - made of constants
 CODE_START = f"""CASE WHEN json_valid(body)
     THEN substr(json_extract(body, '$.code'), 1, {MAX_CODE_CHARS}) END"""
-SELECT_STEP_FIGURES = """
-    SELECT id, parent_id, step, status, flags, (finished_at - started_at) * 1000 FROM runs
-    WHERE session_id = ?"""
-SELECT_RUN_COSTS = """
-    SELECT run_id, sum(json_extract(body, '$.usd')) FROM events
-    WHERE session_id = ? AND kind = 'model_usage_recorded' AND json_valid(body) GROUP BY run_id"""
+RUN_FIGURES = """runs.rowid, runs.id, parent_id, step, status, flags,
+    (finished_at - started_at) * 1000, runs.session_id"""
+SELECT_OWN_FIGURES = f"""
+    SELECT {RUN_FIGURES} FROM runs WHERE session_id = ? AND step > 0"""  # noqa: S608 - constants
+SELECT_LINEAGE_FIGURES = f"""
+    WITH RECURSIVE visited (id) AS (
+        SELECT value FROM json_each(?)
+        UNION SELECT runs.parent_id FROM visited JOIN runs ON runs.id = visited.id)
+    SELECT {RUN_FIGURES}
+    FROM visited JOIN runs ON runs.id = visited.id"""  # noqa: S608 - made of constants
+# All in one pass: a session may have ten thousands of events.
+SELECT_COSTS_AND_TIPS = """
+    SELECT run_id, json_extract(body, '$.usd'),
+        json_extract(body, '$.tip'), json_extract(body, '$.previous_tip')
+    FROM events
+    WHERE session_id = ? AND kind IN ('model_usage_recorded', 'tip_moved') AND json_valid(body)"""
 SELECT_RUN_CODE = f"""
     SELECT {CODE_START} FROM runs JOIN events
         ON events.session_id = runs.session_id AND sequence = first_sequence
@@ -75,18 +83,6 @@ SELECT_EXECUTED_CODE = f"""
         LEFT JOIN events AS last
             ON last.session_id = runs.session_id AND last.sequence = last_sequence
     ORDER BY distance LIMIT ?2"""  # noqa: S608 - made of constants
-SELECT_SEARCHED = """
-    SELECT run_id, kind, body, large_fields FROM events
-    WHERE session_id = ?1 AND run_id IS NOT NULL
-        AND kind IN ('run_started', 'output_written', 'call_started', 'files_changed')
-        AND (instr(lower(body), ?2) > 0 OR instr(lower(body), ?3) > 0 OR large_fields IS NOT NULL)
-    ORDER BY sequence DESC"""
-SEARCHED_FIELDS = {  # by the kind of an event
-    "run_started": ("code",),
-    "output_written": ("text",),
-    "call_started": ("target", "args"),
-    "files_changed": ("changed", "removed"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +129,12 @@ class ExecutedCode:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchMatch:
-    """An event of a run that contains what was searched for, with the text around it."""
+class OutputExtent:
+    """How much text an event with output has."""
 
-    run_id: str
-    kind: str
-    before: str
-    found: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Sessions with matches, the last used first; `is_complete` unless time ran out."""
-
-    sessions: list[tuple[SessionRow, list[SearchMatch]]]
-    is_complete: bool
+    sequence: int
+    text: TextExtent
+    dropped_bytes: int
 
 
 def page_session_overviews(
@@ -183,26 +169,43 @@ def load_step_figures(connection: Connection, session_id: str) -> StepFigures:
 
     Parents come before children, and what is added later comes last.
     """
-    visited = queries.list_visited_runs(connection, session_id)
-    runs: dict[str, tuple[str | None, int, str, str, float | None]] = {}
+    runs = {row[1]: row for row in connection.execute(SELECT_OWN_FIGURES, (session_id,))}
     costs: dict[str, float] = {}
-    for each in dict.fromkeys(owner for _, owner in visited):
-        runs |= {run_id: rest for run_id, *rest in connection.execute(SELECT_STEP_FIGURES, (each,))}
-        costs.update(connection.execute(SELECT_RUN_COSTS, (each,)).fetchall())
+    visited = set(_add_costs(connection, session_id, costs))
+    tips = "SELECT tip, origin FROM sessions WHERE id = ?"
+    visited.update(*connection.execute(tips, (session_id,)))
+    visited.update(parent for _, _, parent, *_ in runs.values())
+    if elsewhere := visited - runs.keys() - {None}:  # in the session that it was forked from, say
+        ancestors = connection.execute(SELECT_LINEAGE_FIGURES, (json.dumps(list(elsewhere)),))
+        runs |= {row[1]: row for row in ancestors}
+    for owner in {owner for *_, owner in runs.values()} - {session_id}:
+        _add_costs(connection, owner, costs)
     figures = StepFigures()
     places: dict[str | None, int] = {}
-    for place, (run_id, _) in enumerate(visited):
-        parent, step, status, flags, duration_ms = runs[run_id]
+    for place, row in enumerate(sorted(runs.values())):
+        _, run_id, parent, step, status, flags, duration_ms, _ = row
         places[run_id] = place
         figures.run_ids.append(run_id)
         figures.parents.append(places.get(parent, -1))
         figures.steps.append(step)
         figures.statuses.append(status)
-        figures.are_undone.append(UNDONE_FLAG in flags.split())
+        figures.are_undone.append(bool(flags) and UNDONE_FLAG in flags.split())
         figures.durations_ms.append(duration_ms)
         if usd := costs.get(run_id):
             figures.usd[place] = usd
     return figures
+
+
+def _add_costs(
+    connection: Connection, session_id: str, costs: dict[str, float]
+) -> list[str | None]:
+    """Add what the models of each run of a session cost; return the runs that were its tip."""
+    tips: list[str | None] = []
+    for run_id, usd, *moved in connection.execute(SELECT_COSTS_AND_TIPS, (session_id,)):
+        tips += moved
+        if isinstance(usd, int | float):
+            costs[run_id] = costs.get(run_id, 0) + usd
+    return tips
 
 
 def find_newest_run(connection: Connection, session_id: str) -> str | None:
@@ -242,73 +245,23 @@ def load_executed_code(
     return found
 
 
-def search_sessions(
-    connection: Connection,
-    blobs: BlobStore,
-    principal: str,
-    text: str,
-    max_sessions: int,
-    max_matches: int,
-    purposes: Sequence[str] = ("", "fork", "import"),
-) -> SearchResult:
-    """Return the sessions whose code, output, calls or file names contain a text.
+def iter_output_extents(
+    connection: Connection, blobs: BlobStore, run: RunRow, after: int
+) -> Iterator[OutputExtent]:
+    """Yield how much each event of a run with output has, without decoding long ones.
 
-    Upper and lower case are equal for letters of ASCII. The newest sessions are searched first, for
-    `MAX_SEARCH_S` at most.
+    They have numbers above `after`. Damaged events are left out.
     """
-    ends_at = time.monotonic() + MAX_SEARCH_S
-    found: list[tuple[SessionRow, list[SearchMatch]]] = []
-    for session in queries.list_sessions(connection, principal):
-        if session.purpose not in purposes:
-            continue
-        if time.monotonic() >= ends_at or len(found) >= max_sessions:
-            return SearchResult(found, is_complete=False)
-        matches = []
-        for match in _iter_matches(connection, blobs, session.id, text, ends_at):
-            matches.append(match)
-            if len(matches) >= max_matches:
-                break
-        if matches or text.lower() in (session.name or "").lower():
-            found.append((session, matches))
-    return SearchResult(found, is_complete=True)
-
-
-def _iter_matches(
-    connection: Connection, blobs: BlobStore, session_id: str, text: str, ends_at: float
-) -> Iterator[SearchMatch]:
-    """Yield the events of a session that contain a text, the newest first."""
-    # In a body, text is JSON; the arguments of a call are JSON text within it.
-    once = encode_json(text.lower())[1:-1]
-    twice = encode_json(once)[1:-1]
-    rows = connection.execute(SELECT_SEARCHED, (session_id, once, twice))
-    for run_id, kind, body, large_fields in rows:
-        if time.monotonic() >= ends_at:
-            return
+    values = (run.session_id, after, run.id, -1, KIND_BY_CLASS[OutputWritten])
+    rows = connection.execute(queries.SELECT_SESSION_EVENTS, values)
+    for _, sequence, _, _, _, body, large_fields in rows:
         with suppress(ValueError, TypeError, AttributeError, RecursionError, *UNREADABLE):
-            fields = json.loads(body)
-            for name, digest in json.loads(large_fields or "{}").items():
-                if name in SEARCHED_FIELDS[kind]:
-                    fields[name] = json.loads(blobs.get(digest))
-            for name in SEARCHED_FIELDS[kind]:
-                for part in _iter_texts(fields.get(name)):
-                    place = part.lower().find(text.lower())
-                    if place >= 0:
-                        end = place + len(text)
-                        before = part[max(place - EXCERPT_CHARS, 0) : place]
-                        after = part[end : end + EXCERPT_CHARS]
-                        yield SearchMatch(run_id, kind, before, part[place:end], after)
-                        break
-                else:
-                    continue
-                break
-
-
-def _iter_texts(field: Any) -> Iterator[str]:
-    """Yield the texts in a field that is searched: itself, or the paths that it has."""
-    if isinstance(field, str):
-        yield field
-    elif isinstance(field, dict | list):
-        yield from map(str, field)
+            fields = decode_json(body)
+            if digest := decode_json(large_fields or "{}").get("text"):
+                extent = measure_encoded_text(blobs.get(digest))
+            else:
+                extent = measure_text(fields["text"])
+            yield OutputExtent(sequence, extent, int(fields.get("dropped_bytes", 0)))
 
 
 def find_run_owners(connection: Connection, run_ids: Sequence[str]) -> dict[str, str]:

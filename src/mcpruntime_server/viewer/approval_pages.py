@@ -96,7 +96,7 @@ class ApprovalPages:
         """Return the page with everything that waits for an answer."""
         cards = await self._load_cards(find_principal(request.scope))
         context = self._services.access.describe_request(request)
-        return self._services.renderer.render_page(context, "approvals.html", cards=cards)
+        return await self._services.renderer.render_page(context, "approvals.html", cards=cards)
 
     async def count_questions(self, request: Request) -> Response:
         """Return how many questions and plans wait for a person."""

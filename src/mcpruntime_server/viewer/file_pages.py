@@ -51,7 +51,7 @@ class FilePages:
             raise missing_page("such file")
         diff = await self._compare(before, after)
         context = self._services.access.describe_request(request)
-        return self._services.renderer.render_page(context, "file_diff.html", diff=diff)
+        return await self._services.renderer.render_page(context, "file_diff.html", diff=diff)
 
     async def _find_entries(
         self, request: Request, path: str

@@ -13,17 +13,21 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from sqlite3 import Connection
 from typing import NamedTuple
 
 import anyio
 from markupsafe import Markup
 
+from ..journal import overviews
 from ..journal.events import OutputWritten
+from ..journal.overviews import OutputExtent
 from ..journal.rows import RunRow, StoredEvent
 from ..journal.store import Journal
 from .terminal_output import MAX_LINE_CHARS, PLAIN, TextStyle, render_line, skip_styles
 
 WINDOW_LINES = 400
+FIRST_LINES = 150  # that a page has when it is loaded: more than it shows without scrolling
 MAX_INDEXES = 32
 MAX_KEPT_LINE_CHARS = MAX_LINE_CHARS * 4  # escape sequences included
 MAX_INDEX_PAGE_EVENTS = 64  # that one read of the journal adds to an index; up to 4 MB
@@ -55,18 +59,16 @@ class OutputIndex:
         """How many lines there are; the last one may be unfinished."""
         return self.line if self.is_line_open else self.line - 1
 
-    def add(self, stored: StoredEvent) -> None:
+    def add(self, extent: OutputExtent) -> None:
         """Add the next event."""
-        assert isinstance(stored.event, OutputWritten), "the index has output only"
-        text = stored.event.text
-        self.starts.append(OutputStart(stored.sequence, self.line, self.style))
-        self.sequence = stored.sequence
-        self.line += text.count("\n")
-        if text:
-            self.is_line_open = not text.endswith("\n")
-        if "\x1b" in text:
-            self.style = skip_styles(text, self.style)
-        self.dropped_bytes += stored.event.dropped_bytes
+        self.starts.append(OutputStart(extent.sequence, self.line, self.style))
+        self.sequence = extent.sequence
+        self.line += extent.text.newline_count
+        if not extent.text.is_empty:
+            self.is_line_open = not extent.text.ends_line
+        if extent.text.styled:
+            self.style = skip_styles(extent.text.styled, self.style)
+        self.dropped_bytes += extent.dropped_bytes
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,9 @@ class OutputWindow:
 class OutputReader:
     """Reads windows of output."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, turn: anyio.CapacityLimiter) -> None:
         self._journal = journal
+        self._turn = turn
         self._indexes: OrderedDict[str, OutputIndex] = OrderedDict()  # by run
 
     async def read_soon(self, run: RunRow) -> OutputWindow:
@@ -121,10 +124,10 @@ class OutputReader:
         """
         index = self._find_index(run)
         if not index.is_built:
-            await self._extend_index(run, index, WINDOW_LINES)
+            await self._extend_index(run, index, FIRST_LINES)
         if index.is_built and not run.is_finished:
             return await self.read_window(run)
-        return await self._read_lines(run, index, 1)
+        return await self._read_lines(run, index, 1, FIRST_LINES)
 
     async def read_window(self, run: RunRow, first: int | None = None) -> OutputWindow:
         """Return the lines from number `first`; without it, the last ones."""
@@ -143,8 +146,10 @@ class OutputReader:
             pass
         return OutputWindow((), index.line_count, index.dropped_bytes)
 
-    async def _read_lines(self, run: RunRow, index: OutputIndex, first: int) -> OutputWindow:
-        """Return the lines from number `first` of an output as far as its index goes."""
+    async def _read_lines(
+        self, run: RunRow, index: OutputIndex, first: int, count: int = WINDOW_LINES
+    ) -> OutputWindow:
+        """Return `count` lines from number `first` of an output as far as its index goes."""
         first = min(max(first, 1), max(index.line_count, 1))
         place = max(bisect_right(index.starts, first, key=lambda each: each.line) - 1, 0)
         # The line may have begun in an earlier event that ends in the same line.
@@ -155,10 +160,11 @@ class OutputReader:
             start, until = index.starts[place], index.sequence
 
             def read(_: RunRow, stored: Iterator[StoredEvent]) -> tuple[OutputLine, ...]:
-                return collect_lines(stored, start, first, until)
+                return collect_lines(stored, start, first, until, count)
 
             after = start.sequence - 1
-            lines = await self._journal.scan_run_events(run.id, after, read, OutputWritten)
+            async with self._turn:
+                lines = await self._journal.scan_run_events(run.id, after, read, OutputWritten)
         line_count = index.line_count if index.is_built else None
         return OutputWindow(lines, line_count, index.dropped_bytes)
 
@@ -179,25 +185,24 @@ class OutputReader:
             if run.is_finished:
                 return False
 
-        def extend(_: RunRow, stored: Iterator[StoredEvent]) -> bool:
-            for each in islice(stored, MAX_INDEX_PAGE_EVENTS):
+        def extend(rows: Connection) -> bool:
+            extents = overviews.iter_output_extents(rows, self._journal.blobs, run, index.sequence)
+            for each in islice(extents, MAX_INDEX_PAGE_EVENTS):
                 if index.line > last:
                     return False
                 index.add(each)
-            return next(stored, None) is None
+            return next(extents, None) is None
 
-        async with index.lock:
+        async with index.lock, self._turn:
             if index.line > last:
                 return False
-            is_end = await self._journal.scan_run_events(
-                run.id, index.sequence, extend, OutputWritten
-            )
+            is_end = await self._journal.read(extend)
             index.is_built |= is_end
         return not is_end and index.line <= last
 
 
 def collect_lines(
-    stored: Iterator[StoredEvent], start: OutputStart, first: int, until: int
+    stored: Iterator[StoredEvent], start: OutputStart, first: int, until: int, count: int
 ) -> tuple[OutputLine, ...]:
     """Return the lines of a window, rendered; reads no further than it has to."""
     lines: list[OutputLine] = []
@@ -213,7 +218,7 @@ def collect_lines(
             stream = stream or event.stream
             style = add_line(lines, number, stream, text + part, style, first)
             number, text, stream = number + 1, "", ""
-            if len(lines) >= WINDOW_LINES:
+            if len(lines) >= count:
                 return tuple(lines)
         if rest:
             stream = stream or event.stream

@@ -6,10 +6,12 @@ import hashlib
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
+import anyio
+from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -17,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from ..config.scopes import Scope
 from ..errors import McpRuntimeError, NotFound
 from . import page_text
+from .code_highlighting import highlight_python
 
 POLICY = "; ".join(
     (
@@ -57,53 +60,84 @@ class PageContext:
     path: str
 
 
+@cache
+def load_static_files() -> Mapping[str, bytes]:
+    """Return the scripts, styles and images of this package, by name."""
+    folder = files(__package__) / "static"
+    return {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+
+
+@cache
+def find_static_version() -> str:
+    """Return what changes with the content of these files."""
+    digest = hashlib.sha256()
+    for name, content in sorted(load_static_files().items()):
+        digest.update(name.encode() + content)
+    return digest.hexdigest()[:VERSION_DIGITS]
+
+
+@cache
+def load_templates() -> Environment:
+    """Return the templates of this package."""
+    environment = Environment(
+        loader=PackageLoader(__package__ or ""),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= page_text.FILTERS
+    environment.globals["static"] = f"{STATIC_PATH}/{find_static_version()}"
+    return environment
+
+
+def compile_pages() -> None:
+    """Compile the templates, and the patterns of the lexer."""
+    environment = load_templates()
+    for name in environment.list_templates():
+        environment.get_template(name)
+    highlight_python("")
+
+
+async def prepare_pages() -> None:
+    """Do now what the first page would wait for."""
+    await to_thread.run_sync(compile_pages)
+
+
+def render_response(context: PageContext, template: str, status: int, **values: Any) -> Response:
+    """Return a page, or a part of one."""
+    text = load_templates().get_template(template).render(viewer=context, **values)
+    return HTMLResponse(text, status, PAGE_SECURITY_HEADERS)
+
+
 class PageRenderer:
-    """Renders the templates of this package."""
+    """Renders the templates of this package, in a thread: one part at a time, like all such work.
 
-    @cached_property
-    def _static_files(self) -> Mapping[str, bytes]:
-        folder = files(__package__) / "static"
-        return {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+    `turn` admits one thread. With several, the event loop would wait for each of them in turn.
+    """
 
-    @cached_property
-    def _static_version(self) -> str:
-        digest = hashlib.sha256()
-        for name, content in sorted(self._static_files.items()):
-            digest.update(name.encode() + content)
-        return digest.hexdigest()[:VERSION_DIGITS]
+    def __init__(self) -> None:
+        self.turn = anyio.CapacityLimiter(1)
 
-    @cached_property
-    def _environment(self) -> Environment:
-        environment = Environment(
-            loader=PackageLoader(__package__ or ""),
-            undefined=StrictUndefined,
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= page_text.FILTERS
-        environment.globals["static"] = f"{STATIC_PATH}/{self._static_version}"
-        return environment
-
-    def render_page(
+    async def render_page(
         self, context: PageContext, template: str, status: int = 200, **values: Any
     ) -> Response:
         """Return a page, or a part of one."""
-        text = self._environment.get_template(template).render(viewer=context, **values)
-        return HTMLResponse(text, status, PAGE_SECURITY_HEADERS)
+        render = partial(render_response, context, template, status, **values)
+        return await to_thread.run_sync(render, limiter=self.turn)
 
     def render_error(self, context: PageContext, error: McpRuntimeError) -> Response:
-        """Return the page that says what happened and what to do."""
-        return self.render_page(context, "error.html", error.http_status, error=error)
+        """Return the page that says what happened and what to do, which is short."""
+        return render_response(context, "error.html", error.http_status, error=error)
 
     async def send_static(self, request: Request) -> Response:
         """Return a style sheet, script or image of this package."""
         name = request.path_params["name"]
-        content = self._static_files.get(name)
+        content = load_static_files().get(name)
         if content is None:
             return Response("There is nothing here.", 404, PAGE_SECURITY_HEADERS)
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        is_current = request.path_params["version"] == self._static_version
+        is_current = request.path_params["version"] == find_static_version()
         caching = STATIC_LIFETIME if is_current else "no-store"
         return Response(content, 200, {**PAGE_SECURITY_HEADERS, "Cache-Control": caching}, kind)
 

@@ -89,7 +89,7 @@ class SavingPages:
         row, _ = await self._services.find_run(request)
         found = await self._find_saver(request).preview_run(row)
         context = self._services.access.describe_request(request)
-        return self._services.renderer.render_page(
+        return await self._services.renderer.render_page(
             context, "skill_preview.html", preview=build_preview(found)
         )
 

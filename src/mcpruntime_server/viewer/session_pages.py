@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..errors import RateLimited
 from ..journal import overviews
-from ..journal.overviews import SearchMatch, SessionOverview, SessionState
+from ..journal.overviews import SessionOverview, SessionState
 from ..journal.rows import SessionRow
+from ..journal.session_search import (
+    MAX_SEARCH_S,
+    SearchMatch,
+    SearchResult,
+    search_sessions,
+)
 from ..runtime.run_history import first_code_line
 from ..service.authentication import find_principal
 from .viewer_services import ViewerServices
@@ -20,6 +30,7 @@ PAGE_SESSIONS = 50
 MAX_OFFSET = 1_000_000
 MAX_SEARCH_CHARS = 200
 MAX_FOUND_SESSIONS = 50
+MAX_SEARCHES = 4  # of a principal: one under way, others that wait
 MAX_SHOWN_MATCHES = 5
 MATCH_NAMES = {
     "run_started": "code",
@@ -83,6 +94,8 @@ class SessionListPages:
     def __init__(self, services: ViewerServices) -> None:
         self._services = services
         self._journal = services.journal
+        self._turn = anyio.CapacityLimiter(1)  # with more, the event loop would wait for each
+        self._searches: Counter[str] = Counter()  # under way or waiting, by principal
 
     async def show_sessions(self, request: Request) -> Response:
         """Return the list of sessions, or what a search has found."""
@@ -90,29 +103,40 @@ class SessionListPages:
         text = request.query_params.get("q", "").strip()[:MAX_SEARCH_CHARS]
         principal = find_principal(request.scope)
         if text:
-            result = await self._journal.read(
-                lambda rows: overviews.search_sessions(
-                    rows,
-                    self._journal.blobs,
-                    principal,
-                    text,
-                    MAX_FOUND_SESSIONS,
-                    MAX_SHOWN_MATCHES,
-                )
-            )
+            result = await self._search(principal, text)
             found = [FoundSession(row, tuple(matches)) for row, matches in result.sessions]
-            return self._services.renderer.render_page(
-                context,
-                "search.html",
-                query=text,
-                found=found,
-                is_complete=result.is_complete,
-                kinds=MATCH_NAMES,
+            return await self._services.renderer.render_page(
+                context, "search.html", query=text, result=result, found=found, kinds=MATCH_NAMES
             )
         sessions = await self._load_page(request, principal)
-        return self._services.renderer.render_page(
+        return await self._services.renderer.render_page(
             context, "sessions.html", query="", sessions=sessions
         )
+
+    async def _search(self, principal: str, text: str) -> SearchResult:
+        """Return what a search finds; each waits until no other one is under way."""
+        if self._searches[principal] >= MAX_SEARCHES:
+            raise RateLimited(
+                f"{MAX_SEARCHES} searches of yours are under way already.",
+                remedy="Wait until they have ended.",
+                retry_after_s=math.ceil(MAX_SEARCH_S),
+            )
+        self._searches[principal] += 1
+        try:
+            async with self._turn:
+                return await self._journal.read(
+                    lambda rows: search_sessions(
+                        rows,
+                        self._journal.blobs,
+                        principal,
+                        text,
+                        MAX_FOUND_SESSIONS,
+                        MAX_SHOWN_MATCHES,
+                    )
+                )
+        finally:
+            self._searches[principal] -= 1
+            self._searches += Counter()  # forgets those that have none
 
     async def _load_page(self, request: Request, principal: str) -> SessionList:
         state = request.query_params.get("state", "")

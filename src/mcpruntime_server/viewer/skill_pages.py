@@ -83,9 +83,9 @@ class SkillPages:
     def _find_saver(self, request: Request) -> SkillSaver:
         return self._services.find_saver(find_principal(request.scope))
 
-    def _render(self, request: Request, template: str, **values: Any) -> Response:
+    async def _render(self, request: Request, template: str, **values: Any) -> Response:
         context = self._services.access.describe_request(request)
-        return self._services.renderer.render_page(context, template, **values)
+        return await self._services.renderer.render_page(context, template, **values)
 
     async def show_skills(self, request: Request) -> Response:
         """Return the list of skills."""
@@ -102,7 +102,7 @@ class SkillPages:
             for name, versions in sorted(skills.items())
             if versions
         ]
-        return self._render(request, "skills.html", items=items)
+        return await self._render(request, "skills.html", items=items)
 
     async def show_skill(self, request: Request) -> Response:
         """Return the page of a skill, with one of its versions."""
@@ -131,7 +131,7 @@ class SkillPages:
             is_own=is_own,
             is_used=in_use is not None and in_use.version == skill.version,
         )
-        return self._render(request, "skill.html", view=view, versions=versions[::-1])
+        return await self._render(request, "skill.html", view=view, versions=versions[::-1])
 
     async def change_state(self, request: Request) -> Response:
         """Put a version in use, if it passes the gate, or take it out of use."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
@@ -44,7 +45,7 @@ class StepPages:
     def __init__(self, services: ViewerServices) -> None:
         self._services = services
         self._journal = services.journal
-        self._output = OutputReader(services.journal)
+        self._output = OutputReader(services.journal, services.renderer.turn)
 
     # the page -------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ class StepPages:
             address = f"/s/{session.id}/{selected}"
             return RedirectResponse(address, 303, {"Cache-Control": "no-store"})
         heading = SessionHeading(session, 0, None)
-        return self._render(request, "session.html", heading=heading, step=None, output=None)
+        return await self._render(request, "session.html", heading=heading, step=None, output=None)
 
     async def show_step(self, request: Request) -> Response:
         """Return the page of a session with a step selected."""
@@ -66,7 +67,7 @@ class StepPages:
         origin = None
         if session.origin is not None:
             origin = await self._journal.load_run(session.origin)
-        return self._render(
+        return await self._render(
             request,
             "session.html",
             heading=SessionHeading(session, session.run_count, origin),
@@ -82,22 +83,25 @@ class StepPages:
         output = await self._read_output(request, step.run)
         heading = SessionHeading(session, session.run_count, None)
         is_pinned = step.run.id in await self._journal.load_pins()
-        return self._render(
+        return await self._render(
             request, "panel.html", heading=heading, step=step, output=output, is_pinned=is_pinned
         )
 
-    def _render(self, request: Request, template: str, **values: Any) -> Response:
+    async def _render(self, request: Request, template: str, **values: Any) -> Response:
         context = self._services.access.describe_request(request)
-        return self._services.renderer.render_page(context, template, **values)
+        return await self._services.renderer.render_page(context, template, **values)
 
     async def _load_step(self, request: Request) -> StepView:
         row, owner = await self._services.find_run(request)
         damage: list[str] = []
-        stored = await self._journal.load_run_parts(row, damage)
+        turn = self._services.renderer.turn
+        async with turn:
+            stored = await self._journal.load_run_parts(row, damage)
         before: dict[str, FileEntry] = {}
         if any(isinstance(each.event, FilesChanged) for each in stored):
             before, _ = await self._journal.load_files_at(row.parent_id, [])
-        return build_step_view(row, owner, stored, before, damage)
+        build = partial(build_step_view, row, owner, stored, before, damage)
+        return await to_thread.run_sync(build, limiter=turn)
 
     # parts of it ----------------------------------------------------------------------------------
 
@@ -111,7 +115,7 @@ class StepPages:
         row, _ = await self._services.find_run(request)
         output = await self._read_output(request, row)
         session_id = request.path_params["session"]
-        return self._render(
+        return await self._render(
             request, "output_lines.html", output=output, run=row, session_id=session_id
         )
 
@@ -153,8 +157,3 @@ class StepPages:
             headers["Content-Disposition"] = f"attachment; filename=media-{number}"
         headers["Content-Security-Policy"] = "sandbox; default-src 'none'"
         return Response(base64.b64decode(media[number - 1]["data"]), 200, headers, kind)
-
-
-def pick_run(session: SessionRow, runs: Sequence[RunRow]) -> str | None:
-    """Return the run that the page of a session shows first: the newest, or else its tip."""
-    return runs[-1].id if runs else session.tip

@@ -14,6 +14,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from ..journal.encoded_text import STYLE_RESETS
+
 # Control sequences, operating system commands, and other escapes, complete or cut off.
 ESCAPE = re.compile(
     r"\x1b\[(?P<numbers>[0-9;]*)(?P<final>m)"
@@ -25,7 +27,6 @@ ESCAPE = re.compile(
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 MAX_LINE_CHARS = 4_000
 EXTENDED_COLOURS = (38, 48)
-RESETS = ("\x1b[0m", "\x1b[m")  # whatever comes before one of them has no effect behind it
 MAX_KNOWN_CODES = 4_096
 
 
@@ -169,7 +170,7 @@ def append_text(pieces: list[Markup], text: str, style: TextStyle, shown: int) -
 
 def skip_styles(text: str, style: TextStyle) -> TextStyle:
     """Return the style after a text that is not shown."""
-    start = max(text.rfind(each) for each in RESETS)
+    start = max(text.rfind(each) for each in STYLE_RESETS)
     for found in ESCAPE.finditer(text, max(start, 0)):
         if found["final"]:
             style = apply_codes(style, found["numbers"])

@@ -149,7 +149,7 @@ class WebAccess:
         """Return the form in which a browser shows its token."""
         if not self._needs_token or self._find_login(request) is not None:
             return redirect_within(request.query_params.get("next", ""))
-        return self._render_login(request)
+        return await self._render_login(request)
 
     async def log_in(self, request: Request) -> Response:
         """Take a token, or a one-time code, and set the cookie of the new login."""
@@ -168,7 +168,7 @@ class WebAccess:
             headers["authorization"] = f"Bearer {token}"
             await self._authentication.identify({**request.scope, "headers": headers.raw})
         except McpRuntimeError as exc:
-            return self._render_login(request, exc, form.get("next", ""))
+            return await self._render_login(request, exc, form.get("next", ""))
         response = redirect_within(form.get("next", ""))
         response.set_cookie(
             cookie_name(request),
@@ -196,10 +196,10 @@ class WebAccess:
         """Say whether a browser is logged in; a link from another site comes without the cookie."""
         return Response(status_code=204 if self._find_login(request) else 401)
 
-    def _render_login(
+    async def _render_login(
         self, request: Request, error: McpRuntimeError | None = None, target: str = ""
     ) -> Response:
-        return self._renderer.render_page(
+        return await self._renderer.render_page(
             self.describe_request(request),
             "login.html",
             200 if error is None else error.http_status,
