@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 from typing import Any, TypedDict, TypeVar
 
+from anyio import to_thread
+
 from ..errors import JournalFailed, NotFound
 from ..journal.events import CallError, FileEntry
 from ..journal.recording import RecordedCall
@@ -118,10 +120,17 @@ async def diff_runs(journal: Journal, a: RunRow, b: RunRow, *, files: bool = Tru
     one, other = await load_recorded_run(journal, a), await load_recorded_run(journal, b)
     damage = [*one.damage, *other.damage]
     changed = await diff_files(journal, a.id, b.id, damage) if files else ()
+    return await to_thread.run_sync(compare_runs, one, other, changed, damage)
+
+
+def compare_runs(
+    one: RecordedRun, other: RecordedRun, changed: tuple[FileChange, ...], damage: Sequence[str]
+) -> RunDiff:
+    """Compare two loaded runs, which takes long if they have printed a lot."""
     before, after = one.report, other.report
     return RunDiff(
-        a,
-        b,
+        one.row,
+        other.row,
         unified_diff(one.code, other.code),
         unified_diff(before.stdout, after.stdout),
         unified_diff(before.stderr, after.stderr),

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict
 from typing import Literal
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -52,6 +53,8 @@ class InspectionApi:
     def __init__(self, services: ApiServices) -> None:
         self._runtime = services.runtime
         self._inspector = services.inspector
+        # Comparisons one after the other: each holds all that two runs have printed.
+        self._comparison = anyio.Lock()
 
     async def probe_run(self, request: Request) -> Response:
         """Execute a step again and return the values of an expression on one of its lines."""
@@ -157,7 +160,8 @@ class InspectionApi:
         other = read_query(request, DiffQuery).other or row.parent_id or row.id
         compared, _ = await lookup.load_run_rows(other)
         await self._runtime.wait_for_files(compared.session_id)
-        found = await diff_runs(self._runtime.journal, row, compared)
+        async with self._comparison:
+            found = await diff_runs(self._runtime.journal, row, compared)
         return document_response(DiffDocument.model_validate(diff_to_json(found)))
 
     async def _find_run(self, request: Request) -> tuple[RunRow, str]:
