@@ -21,13 +21,13 @@ async def test_the_server_that_is_unused_longest_makes_room_for_another() -> Non
 
     async with anyio.create_task_group() as tasks:
         servers = PrincipalServers(open_server, tasks, 2)
-        async with servers.use_manager("ann") as anns:
+        async with servers.use_server("ann") as anns:
             for principal in ("bob", "eve", "dan"):  # each needs the place of the one before
-                async with servers.use_manager(principal):
+                async with servers.use_server(principal):
                     pass
-            async with servers.use_manager("ann") as again:
+            async with servers.use_server("ann") as again:
                 assert again is anns
-        async with servers.use_manager("bob"):
+        async with servers.use_server("bob"):
             pass
         assert opened == {"ann": 1, "bob": 2, "eve": 1, "dan": 1}
         tasks.cancel_scope.cancel()

@@ -3,16 +3,19 @@
 uvicorn lets a client take any time to send a request and to read a response, and counts connections
 that do nothing. Here a request has to arrive in `RECEIVE_TIMEOUT_S`, and a response is read within
 `UNREAD_TIMEOUT_S` of its last part. A new connection takes the place of the one that has been
-waiting for its client longest. A request can close its connection (`abort_connection`).
+waiting for its client longest. A request can close its connection (`abort_connection`), and be
+cancelled when its client closes it (`cancel_when_closed`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import h11
 from starlette.types import Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -29,6 +32,7 @@ MAX_FILES = 65_536  # that the process opens, connections included
 MAX_UNSENT_BYTES = 32 * 1024  # that wait for a client to read, before more of a response does
 MAX_JOINED_BYTES = 64 * 1024  # that wait for the rest of what is written in the same turn
 ABORT_KEY = "abort_connection"  # in the state of a request
+CANCEL_KEY = "cancel_when_closed"  # in the state of a request
 UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that has not sent all of a request
 
 
@@ -91,7 +95,12 @@ class HttpConnection(H11Protocol):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.app_state = {**self.app_state, ABORT_KEY: self.abort}
+        self._cancel_when_closed: set[anyio.CancelScope] = set()
+        self.app_state = {
+            **self.app_state,
+            ABORT_KEY: self.abort,
+            CANCEL_KEY: self._cancel_when_closed,
+        }
         self.waits_since = self.loop.time()  # for its client
         self._deadline: asyncio.TimerHandle | None = None
         self._unread_deadline: asyncio.TimerHandle | None = None
@@ -111,7 +120,9 @@ class HttpConnection(H11Protocol):
             close_longest_waiting(self.connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Cancel the requests that nobody waits for, and forget the connection."""
+        for cancel_scope in self._cancel_when_closed:
+            cancel_scope.cancel()
         self._stop_deadline()
         self._stop_unread_deadline()
         self.app_state = {}  # it refers to the connection
@@ -167,6 +178,17 @@ async def abort_connection(scope: Scope, receive: Receive) -> None:
     scope["state"][ABORT_KEY]()
     while (await receive())["type"] != "http.disconnect":
         pass  # else uvicorn would log that the response has no end
+
+
+@contextmanager
+def cancel_when_closed(scope: Scope, cancel_scope: anyio.CancelScope) -> Iterator[None]:
+    """Cancel `cancel_scope` if the client of a request closes its connection meanwhile."""
+    to_cancel: set[anyio.CancelScope] = scope["state"][CANCEL_KEY]
+    to_cancel.add(cancel_scope)
+    try:
+        yield
+    finally:
+        to_cancel.discard(cancel_scope)
 
 
 def close_longest_waiting(connections: Iterable[Any]) -> None:

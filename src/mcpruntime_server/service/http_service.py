@@ -116,6 +116,7 @@ async def run_http_server(
             )
         )
         tasks.start_soon(authentication.end_responses)
+        tasks.start_soon(endpoint.ping_clients)
         tasks.start_soon(stop_when_set, is_stopping, endpoint, server)
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()

@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from mcp.server import MCPServer
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -25,7 +26,9 @@ from ..errors import InvalidRequest
 from ..server.connections import ConnectionCursors
 from ..server.delivery import FindCursor
 from ..server.permissions import MCP_SCOPES, required_scopes
-from .authentication import check_scopes, find_caller
+from .authentication import check_scopes, find_caller, find_response
+from .deferred_streams import DeferredStreams, asks_for_answer_only
+from .http_connections import cancel_when_closed
 from .mcp_connections import ConnectionManager
 
 METHOD_HEADER, LISTEN = b"mcp-method", b"subscriptions/listen"
@@ -40,6 +43,7 @@ class PrincipalServer:
     """The MCP server of one principal, and how many requests it handles now."""
 
     manager: ConnectionManager
+    answering: StreamableHTTPSessionManager  # requests for which only an answer is sent
     scope: anyio.CancelScope
     requests: int = 0
 
@@ -64,7 +68,7 @@ class PrincipalServers:
         self._starting = anyio.Lock()
 
     @asynccontextmanager
-    async def use_manager(self, principal: str) -> AsyncIterator[ConnectionManager]:
+    async def use_server(self, principal: str) -> AsyncIterator[PrincipalServer]:
         """Yield what handles the requests of a principal, and keep it until it has done so."""
         if principal not in self._servers:
             async with self._starting:
@@ -75,7 +79,7 @@ class PrincipalServers:
         server = self._servers[principal]
         server.requests += 1
         try:
-            yield server.manager
+            yield server
         finally:
             server.requests -= 1
 
@@ -96,9 +100,10 @@ class PrincipalServers:
         server = await self._open_server(principal, ConnectionCursors().find_cursor)
         # The SDK's own application would check tokens and be one server for all of them.
         manager = ConnectionManager(server._lowlevel_server, principal)
+        answering = StreamableHTTPSessionManager(server._lowlevel_server, json_response=True)
         with anyio.CancelScope() as scope:
-            async with manager.run():
-                task_status.started(PrincipalServer(manager, scope))
+            async with manager.run(), answering.run():
+                task_status.started(PrincipalServer(manager, answering, scope))
                 await anyio.sleep_forever()
 
 
@@ -108,11 +113,13 @@ class McpEndpoint:
     def __init__(self, servers: PrincipalServers) -> None:
         self._servers = servers
         self._streams: set[anyio.CancelScope] = set()
+        self._deferred = DeferredStreams()
         self._is_stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request that is authenticated."""
         caller = find_caller(scope)
+        is_answered_only = False
         if scope["method"] == "POST":
             try:
                 body = await Request(scope, receive).body()
@@ -124,11 +131,30 @@ class McpEndpoint:
                 body = json.dumps(message, separators=(",", ":")).encode()
                 scope = declare_length(scope, len(body))
             receive = receive_again(body, receive)
-        async with self._servers.use_manager(caller.principal) as manager:
+            is_answered_only = asks_for_answer_only(scope, body)
+        async with self._servers.use_server(caller.principal) as server:
             if opens_stream(scope):
-                await self._serve_stream(manager, scope, receive, send)
+                await self._serve_stream(server.manager, scope, receive, send)
+            elif is_answered_only:
+                await self._answer(server.answering, scope, receive, send)
             else:
-                await manager.handle_request(scope, receive, send)
+                await server.manager.handle_request(scope, receive, send)
+
+    async def _answer(
+        self,
+        manager: StreamableHTTPSessionManager,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Handle a request for which only an answer is sent; it ends when its client leaves."""
+        cancel_scope = find_response(scope).cancel_scope
+        with cancel_when_closed(scope, cancel_scope), self._deferred.defer(send) as response:
+            await manager.handle_request(scope, receive, response.send)
+
+    async def ping_clients(self) -> None:
+        """Tell clients that wait long that they are not forgotten; runs until it is cancelled."""
+        await self._deferred.ping()
 
     async def _serve_stream(
         self, manager: ConnectionManager, scope: Scope, receive: Receive, send: Send
