@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +39,7 @@ from .archive_file import (
 )
 from .blob_store import BlobStore
 from .events import RunError, RunFinished, event_to_json, listed_digests
+from .progress import ReportProgress, ignore_progress
 from .rows import INTERRUPTED_FLAG, UNDONE_FLAG, RawEventRow, SessionRow, StoredEvent
 from .schema import journal_error
 from .store import Journal
@@ -61,14 +62,8 @@ INTERRUPTED_ERROR: RunError = {
     "hint": "",
 }
 
-ProgressCallback = Callable[[str], None]
 
-
-def ignore_progress(_: str) -> None:
-    """Report nothing."""
-
-
-def _report_progress(progress: ProgressCallback, text: str) -> None:
+def _report_progress(progress: ReportProgress, text: str) -> None:
     """Report on the event loop; raises the cancellation of the import or export, if any."""
     from_thread.run_sync(progress, text)
     from_thread.check_cancelled()
@@ -95,7 +90,7 @@ async def export_session(
     *,
     force: bool = False,
     skip_damaged: bool = False,
-    progress: ProgressCallback = ignore_progress,
+    progress: ReportProgress = ignore_progress,
 ) -> ArchiveManifest:
     """Write a session into the archive `path` and return its manifest; `force` replaces a file.
 
@@ -113,7 +108,7 @@ def _export_session(
     path: Path,
     force: bool,
     skip_damaged: bool,
-    progress: ProgressCallback,
+    progress: ReportProgress,
 ) -> ArchiveManifest:
     with write_archive(path, force) as archive:
         with archive.open_events() as lines:
@@ -209,7 +204,7 @@ def _write_blobs(
     content: ArchiveContent,
     archive: ArchiveWriter,
     skip_damaged: bool,
-    progress: ProgressCallback,
+    progress: ReportProgress,
 ) -> list[str]:
     """Add all blobs, and return the digests of those that are damaged."""
     skipped: list[str] = []
@@ -261,7 +256,7 @@ async def import_session(
     path: Path,
     principal: str,
     *,
-    progress: ProgressCallback = ignore_progress,
+    progress: ReportProgress = ignore_progress,
 ) -> SessionRow:
     """Import the archive `path` as a session of `principal` without an owner; return it.
 
@@ -285,7 +280,7 @@ def _import_session(
     path: Path,
     principal: str,
     created_ids: list[str],
-    progress: ProgressCallback,
+    progress: ReportProgress,
 ) -> SessionRow:
     with read_archive(path) as archive:
         checked = _validate_archive(archive, principal, progress)
@@ -312,7 +307,7 @@ def _import_session(
 
 
 def _validate_archive(
-    archive: ArchiveReader, principal: str, progress: ProgressCallback
+    archive: ArchiveReader, principal: str, progress: ReportProgress
 ) -> ArchivedEventReader:
     """Read and check the whole archive; return its reader. Raises `InvalidRequest`."""
     manifest = archive.manifest
@@ -352,7 +347,7 @@ def _choose_names(
 
 
 def _store_blobs(
-    blobs: BlobStore, archive: ArchiveReader, digests: set[str], progress: ProgressCallback
+    blobs: BlobStore, archive: ArchiveReader, digests: set[str], progress: ReportProgress
 ) -> None:
     archive.start_pass()
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .events import ClientModelRequest
+from .progress import ReportProgress, ignore_progress
 
 MAX_MODEL_REQUEST_CHARS = 60_000  # of one request to the client's model
 
@@ -30,10 +31,6 @@ class CredentialRequest:
 async def ask_nobody(request: CredentialRequest) -> bool:
     """Return that a credential is not stored."""
     return False
-
-
-def ignore_progress(progress: str) -> None:
-    """Report progress to nobody."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class CallScope:
     describe_call: Callable[[dict[str, Any], str], None]
     data: bytes = b""  # that came with the call
     ask_for_credential: Callable[[CredentialRequest], Awaitable[bool]] = ask_nobody
-    report_progress: Callable[[str], None] = ignore_progress
+    report_progress: ReportProgress = ignore_progress
 
 
 _principal: ContextVar[str | None] = ContextVar("principal", default=None)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..errors import McpRuntimeError
+from ..journal.progress import ReportProgress
 from ..runtime.shutdown import cancel_when_set
 from ..service.event_stream import (
     EVENT_STREAM_TYPE,
@@ -28,7 +29,6 @@ from ..service.event_stream import (
 from ..service.problems import build_problem
 from .page_rendering import PAGE_SECURITY_HEADERS
 
-ReportProgress = Callable[[str], None]  # takes what is done now, as people read it
 Work = Callable[[ReportProgress], Awaitable[str]]  # returns JSON
 
 

@@ -21,13 +21,14 @@ from ..capabilities.skills.descriptions import MAX_GIVEN_SUMMARY_CHARS
 from ..capabilities.skills.model import Skill, is_input_value
 from ..capabilities.skills.saving import LeftOutCode, SaveResult, SkillPreview, SkillSaver
 from ..capabilities.skills.skill_names import MAX_NAME_CHARS
+from ..journal.progress import ReportProgress
 from ..protocol.truncation import truncate_text
 from ..server.skill_tools import usage_code
 from ..service.api_models import BodyModel
 from ..service.authentication import find_principal
 from ..service.problems import build_validation_problem, problem_response
 from .code_highlighting import highlight_python
-from .progress_stream import ProgressResponse, ReportProgress
+from .progress_stream import ProgressResponse
 from .viewer_services import ViewerServices
 
 MAX_SHOWN_CHARS = 200  # of the recorded value of a parameter

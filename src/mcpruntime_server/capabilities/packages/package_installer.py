@@ -22,10 +22,11 @@ from ...config import Verdict
 from ...errors import CallFailed
 from ...journal.blob_store import BlobStore
 from ...journal.call_scope import current_call_scope
+from ...journal.progress import ReportProgress
 from ...protocol.payloads import JsonObject
 from .requirements import Platform, find_refused, parse_installed, parse_requirements
 from .resolution_cache import ResolutionCache, make_key
-from .resolver import ReportProgress, ResolvedWheel, WheelSource
+from .resolver import ResolvedWheel, WheelSource
 from .wheel_cache import DIGEST, WheelCache, read_chunks
 
 INSTALL_TARGET = "packages.install"

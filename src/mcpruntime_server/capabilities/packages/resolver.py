@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ...errors import CallFailed
+from ...journal.progress import ReportProgress
 from . import wheel_download
 from .requirements import Platform
 from .wheel_cache import DIGEST
@@ -53,7 +54,6 @@ NO_UV = "uv is not on the path of the server."
 NO_UV_REMEDY = 'Install it there, or use pip: [sandbox] package_tool = "pip".'
 
 PackageTool = Literal["auto", "uv", "pip"]
-ReportProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

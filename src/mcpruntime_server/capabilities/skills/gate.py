@@ -29,6 +29,7 @@ import anyio
 
 from ...errors import ReplayDiverged
 from ...journal.events import InputEntry, RunStarted, RunValue
+from ...journal.progress import ReportProgress, ignore_progress
 from ...journal.recording import Recording
 from ...protocol.truncation import truncate_text
 from .model import (
@@ -96,11 +97,6 @@ class Trial(Protocol):
 
 
 StoreBlob = Callable[[bytes], Awaitable[str]]  # returns the digest
-ReportProgress = Callable[[str], None]  # takes what is done now, as people read it
-
-
-def ignore_progress(_: str) -> None:
-    """Take no notice of what is done now."""
 
 
 async def run_gate(

@@ -24,11 +24,12 @@ import anyio
 
 from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused
 from ...journal.events import RunValue
+from ...journal.progress import ReportProgress, ignore_progress
 from ...journal.recording import Recording, load_recording
 from ...journal.rows import RunRow
 from ...journal.store import Journal
 from .descriptions import NOT_DESCRIBED, apply_summary, needs_description
-from .gate import ReportProgress, Trial, ignore_progress, run_gate
+from .gate import Trial, run_gate
 from .library import SkillLibrary
 from .lint import check_case, check_skill
 from .model import (
