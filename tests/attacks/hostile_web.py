@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import sys
 import threading
 import time
@@ -32,6 +33,13 @@ def send_forever(first: bytes, part: bytes, pause_s: float = 0.0) -> Iterator[by
         yield each
 
 
+def make_noise() -> Iterator[bytes]:
+    """Yield an answer without end whose parts are all different."""
+    yield HEAD + b"\r\n"
+    while True:
+        yield random.randbytes(65_536)
+
+
 def hold() -> Iterator[bytes]:
     """Yield nothing for a minute."""
     time.sleep(HOLD_S)
@@ -51,6 +59,7 @@ def expand() -> Iterator[bytes]:
 
 ANSWERS: dict[str, Callable[[], Iterator[bytes]]] = {
     "/endless": lambda: send_forever(HEAD + b"\r\n", b"x" * 65_536),
+    "/noise": make_noise,
     "/chunks": lambda: send_forever(
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 10_000
     ),

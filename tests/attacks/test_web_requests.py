@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,46 @@ async def test_web_requests_cost_their_own_session_at_most(
         assert answer.status in ("ok", "error", "timeout", "crashed"), answer.text
         assert len(answer.text) < 60_000
         assert await server.evaluate("open('file').read()", attack) == "kept"
+
+
+DOWNLOADS = {
+    "by answers that are read": "while True: load('/noise', size=2_000_000)",
+    "by answers that are left": """
+def leave(_):
+    with urllib.request.urlopen(U + '/noise') as answer: answer.read(600_000)
+with ThreadPoolExecutor(8) as pool:
+    while True: list(pool.map(leave, range(64)))""",
+    "by calls that are abandoned": FORGE_CALL
+    + """
+import itertools, json, time
+head = {'run_number': 2, 'target': 'web.GET ' + urlsplit(U).netloc}
+for n in itertools.count(1, 3):
+    ask(n, {'url': U + '/noise'})
+    time.sleep(0.01)
+    say(frame('Call', {'call_id': n + 1, 'run_number': 2, 'target': 'runtime.abandon',
+                       'args': {'call': n}}))""",
+}
+
+
+@pytest.mark.parametrize("attack", DOWNLOADS)
+async def test_a_session_stores_no_more_downloads_than_its_limit(
+    tmp_path: Path, attack: str
+) -> None:
+    async with run_hostile_web() as address:
+        settings = write_settings(
+            tmp_path,
+            network={"allow": [address], "requests_per_minute": 100_000, "download_mb": 8},
+            journal={"session_mb": 20},
+        )
+        async with connect_server(settings) as server:
+            await server.run("open('file', 'w').write('kept')", "full")
+            for _ in range(4):
+                code = f"U = {address!r}\n{LOAD}\n{DOWNLOADS[attack]}"
+                answer = await server.run(code, "full", timeout_s=20)
+                assert answer.status in ("error", "timeout", "crashed"), answer.text
+        stored = sum(
+            path.stat().st_size
+            for path in (tmp_path / "data" / "blobs").rglob("*")
+            if path.is_file()
+        )
+    assert stored < 40_000_000, stored

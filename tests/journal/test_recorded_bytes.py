@@ -8,10 +8,10 @@ import pytest
 
 from mcpruntime_server.errors import JournalLimitReached
 from mcpruntime_server.journal import open_journal
-from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
+from mcpruntime_server.journal.events import CallFinished, OutputWritten, RunFinished, RunStarted
 from mcpruntime_server.journal.quotas import MB, JournalLimits
 
-LIMITS = JournalLimits(run_bytes=MB, session_bytes=3 * MB)
+LIMITS = JournalLimits(run_bytes=MB, session_bytes=3 * MB, download_bytes=2 * MB)
 HALF = OutputWritten("stdout", "x" * (MB * 6 // 10))
 
 
@@ -50,3 +50,26 @@ async def test_a_session_has_what_is_left_of_its_limit(tmp_path: Path) -> None:
         journal.append("s_1", started("r_5"), "r_5")
         with pytest.raises(JournalLimitReached, match="The session has recorded 3 MB"):
             journal.append("s_1", HALF, "r_5")
+
+
+async def test_downloads_have_a_limit_of_their_own_and_count_for_the_session(
+    tmp_path: Path,
+) -> None:
+    async with open_journal(tmp_path, limits=LIMITS) as journal:
+        await journal.create_session("s_1", None, "me")
+        journal.append("s_1", started("r_1"), "r_1")
+        journal.count_download("s_1", "r_1", MB * 3 // 2)
+        journal.append("s_1", CallFinished(1, download_bytes=MB * 3 // 2), "r_1")
+        journal.append("s_1", HALF, "r_1")
+        with pytest.raises(JournalLimitReached, match="has downloaded 2 MB") as caught:
+            journal.count_download("s_1", "r_1", MB)
+        assert "[network] download_mb" in caught.value.remedy
+    async with open_journal(tmp_path, limits=LIMITS) as journal:
+        await journal.claim_session("s_1")
+        with pytest.raises(JournalLimitReached, match="has downloaded 2 MB"):
+            journal.count_download("s_1", "r_1", MB)
+        journal.append("s_1", RunFinished("ok"), "r_1")
+        journal.append("s_1", started("r_2"), "r_2")
+        with pytest.raises(JournalLimitReached, match="The session has recorded 3 MB"):
+            journal.count_download("s_1", "r_2", MB)
+        journal.count_download("s_1", "r_2", MB // 2)

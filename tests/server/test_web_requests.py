@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,13 @@ async def connection(
         yield server
 
 
-def write_web_settings(folder: Path, web: WebServer, **network: Any) -> Path:
+def write_web_settings(
+    folder: Path, web: WebServer, journal: Mapping[str, int] | None = None, **network: Any
+) -> Path:
     """Write settings with which code may ask `web`."""
     rules = {"allow": [web.url], "ca_file": str(web.ca_file), **network}
-    return write_settings(folder, sandbox={"packages": list(PACKAGES)}, network=rules)
+    sandbox = {"packages": list(PACKAGES)}
+    return write_settings(folder, sandbox=sandbox, network=rules, journal=dict(journal or {}))
 
 
 def program(web: WebServer, code: str) -> str:
@@ -187,6 +190,24 @@ len(data), hashlib.sha256(data).hexdigest(), sent"""
     assert size == LARGE_BYTES
     assert digest == hashlib.sha256(b"0123456789" * (LARGE_BYTES // 10)).hexdigest()
     assert sent == 1_000_000
+
+
+async def test_a_download_counts_for_its_own_limit_and_not_for_that_of_the_run(
+    tmp_path: Path, web: WebServer
+) -> None:
+    settings = write_web_settings(tmp_path, web, {"run_mb": 1}, download_mb=5)
+    code = """
+import urllib.request
+def load(): return len(urllib.request.urlopen(U + '/large').read())
+load()"""
+    async with connect_server(settings) as server:
+        assert await server.evaluate(program(web, code), "large") == LARGE_BYTES
+        more = await server.run("[load(), load()]", "large")
+        assert more.status == "error"
+        assert "The run has downloaded 5 MB" in more.text
+        assert "[network] download_mb" in more.text
+        again = await server.replay("rerun", "large", step=1)
+        assert (again.status, again.value) == ("ok", LARGE_BYTES), again.text
 
 
 async def test_the_ledger_counts_reads_by_host_and_lists_what_may_write(

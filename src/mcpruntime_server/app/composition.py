@@ -241,7 +241,10 @@ async def open_app(
     folder = config.server.data_dir
     package_changes = PackageChanges()
     limits = JournalLimits(
-        config.journal.run_mb * MB, config.journal.session_mb * MB, config.journal.principal_mb * MB
+        run_bytes=config.journal.run_mb * MB,
+        session_bytes=config.journal.session_mb * MB,
+        principal_bytes=config.journal.principal_mb * MB,
+        download_bytes=config.network.download_mb * MB,
     )
     with acquire_lease(folder) as lease:
         async with (
@@ -425,7 +428,8 @@ async def add_web_routes(
     exit_stack: AsyncExitStack,
 ) -> None:
     """Let code make web requests, for as long as `exit_stack` is open."""
-    from ..capabilities.web.web_requests import open_web_requests  # slow, and seldom needed
+    from ..capabilities.web.response_bodies import list_body_blobs  # slow, and seldom needed
+    from ..capabilities.web.web_requests import open_web_requests
 
     rate = Rate(config.network.requests_per_minute)
     web = await exit_stack.enter_async_context(
@@ -438,11 +442,20 @@ async def add_web_routes(
             web.effect_of,
             verdict_for=web.decide,
             is_open_world=lambda _: True,
+            blobs_of=list_body_blobs,
+            load_data=web.load_body,
         ),
     )
     router.add_route(
         "downloads",
-        Route(web.handle_download, lambda _: "read", is_listed=False, is_open_world=lambda _: True),
+        Route(
+            web.handle_download,
+            lambda _: "read",
+            is_listed=False,
+            is_open_world=lambda _: True,
+            blobs_of=list_body_blobs,
+            load_data=web.load_body,
+        ),
     )
 
 

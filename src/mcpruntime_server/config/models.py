@@ -256,6 +256,7 @@ class NetworkSettings(SettingsTable):
     ca_file: Path = Path()  # empty: the authorities that Python knows
     timeout_s: Seconds = 60.0  # to connect, and between two pieces of an answer
     response_mb: PositiveInt = 1024
+    download_mb: PositiveInt = 1024  # of the answers to one run
     requests_per_minute: PositiveInt = 600  # of one session
     credentials: Mapping[HostName, WebCredential] = field(default_factory=dict)  # by host
 

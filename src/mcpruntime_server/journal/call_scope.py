@@ -28,9 +28,21 @@ class CredentialRequest:
     wait_until_stored: Callable[[], Awaitable[None]]
 
 
+@dataclass(frozen=True)
+class Download:
+    """An answer with bytes from the web; `value` names the blob in which they are stored."""
+
+    value: Any
+    data: bytes
+
+
 async def ask_nobody(request: CredentialRequest) -> bool:
     """Return that a credential is not stored."""
     return False
+
+
+def ignore_download(size: int) -> None:
+    """Count no bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class CallScope:
     `set_agent_question` says what agents of the run wait for, and `report_progress` how far a call
     is; clients see both while the run is unfinished. `describe_call` sets the arguments
     and the outcome that the ledger shows, now and whenever the run is read from the journal.
+    `count_download` counts bytes that are about to be stored, and raises `JournalLimitReached`.
     """
 
     session_id: str
@@ -56,6 +69,7 @@ class CallScope:
     data: bytes = b""  # that came with the call
     ask_for_credential: Callable[[CredentialRequest], Awaitable[bool]] = ask_nobody
     report_progress: ReportProgress = ignore_progress
+    count_download: Callable[[int], None] = ignore_download
 
 
 _principal: ContextVar[str | None] = ContextVar("principal", default=None)

@@ -267,6 +267,7 @@ class CallFinished(Event):
     duration_ms: float = 0.0
     summary: CallSummary | None = None  # of a call whose arguments say little
     blobs: list[str] = field(default_factory=list)  # that `value` names; 200 at most
+    download_bytes: int = 0  # of those that the call has brought from the web
 
 
 @dataclass(frozen=True)

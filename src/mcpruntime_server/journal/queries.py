@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Any
 
@@ -187,23 +188,38 @@ def last_sequence(connection: Connection, session_id: str) -> int:
     return last
 
 
-def measure_session(
-    connection: Connection, blobs: BlobStore, session_id: str
-) -> tuple[int, dict[str, int]]:
-    """Return about how many bytes the events of a session have, and those of its unfinished runs.
+@dataclass(frozen=True)
+class SessionSize:
+    """About how many bytes a session has recorded, and its unfinished runs, large fields included.
 
-    Large fields are included.
+    What was downloaded counts in `total_bytes`, and for a run by itself.
     """
-    by_run: Counter[str | None] = Counter()
-    query = "SELECT run_id, length(body), large_fields FROM events WHERE session_id = ?"
-    for run_id, body_chars, large_fields in connection.execute(query, (session_id,)):
+
+    total_bytes: int
+    run_bytes: Counter[str]
+    download_bytes: Counter[str]
+
+
+def measure_session(connection: Connection, blobs: BlobStore, session_id: str) -> SessionSize:
+    """Return how much a session has recorded."""
+    by_run: Counter[str] = Counter()
+    downloads: Counter[str] = Counter()
+    query = """SELECT coalesce(run_id, ''), length(body), large_fields, CASE kind
+            WHEN 'call_finished' THEN coalesce(json_extract(body, '$.download_bytes'), 0) ELSE 0 END
+        FROM events WHERE session_id = ?"""
+    for run_id, body_chars, large_fields, downloaded in connection.execute(query, (session_id,)):
         by_run[run_id] += body_chars
+        downloads[run_id] += downloaded
         for digest in json.loads(large_fields).values() if large_fields else ():
             with suppress(OSError):  # a missing blob is reported by who reads it
                 by_run[run_id] += blobs.blob_path(digest).stat().st_size
     query = f"{SELECT_RUNS} WHERE session_id = ? AND status IN ('running', 'queued')"
     unfinished = [run.id for run in _query_runs(connection, query, session_id)]
-    return by_run.total(), {run_id: by_run[run_id] for run_id in unfinished}
+    return SessionSize(
+        by_run.total() + downloads.total(),
+        Counter({run_id: by_run[run_id] for run_id in unfinished}),
+        Counter({run_id: downloads[run_id] for run_id in unfinished}),
+    )
 
 
 def measure_principal(connection: Connection, blobs: BlobStore, principal: str) -> int:
@@ -211,7 +227,7 @@ def measure_principal(connection: Connection, blobs: BlobStore, principal: str) 
     size, files = 0, dict[str, int]()
     rows = connection.execute("SELECT id FROM sessions WHERE principal = ?", (principal,))
     for (session_id,) in rows.fetchall():
-        size += measure_session(connection, blobs, session_id)[0]
+        size += measure_session(connection, blobs, session_id).total_bytes
         values = (session_id, 0, None, -1, KIND_BY_CLASS[FilesChanged])
         for stored in iter_events(connection, blobs, SELECT_SESSION_EVENTS, values, []):
             if isinstance(stored.event, FilesChanged):

@@ -40,12 +40,14 @@ ReadJournal = Callable[[Callable[[Connection], Any]], Awaitable[Any]]
 class JournalLimits:
     """How much the runs of a session may record: code, arguments, answers and output.
 
-    The files of a workspace do not count.
+    The files of a workspace do not count. What a run has downloaded counts for the session and the
+    principal, and has a limit of its own for the run.
     """
 
     run_bytes: int
     session_bytes: int
     principal_bytes: int = 0  # of each principal but the local user, files included; 0: no limit
+    download_bytes: int = 0  # of a run
 
 
 class RecordingQuotas:
@@ -60,6 +62,7 @@ class RecordingQuotas:
         self._read = read
         self._session_bytes: Counter[str] = Counter()
         self._run_bytes: Counter[str] = Counter()  # of the runs under way
+        self._download_bytes: Counter[str] = Counter()  # likewise
         self._principals: dict[str, str] = {}  # by session, of those that are limited
         self._principal_bytes: dict[str, int] = {}
         self._measured_at: dict[str, float] = {}  # when a principal's bytes were last measured
@@ -67,10 +70,12 @@ class RecordingQuotas:
     async def measure_session(self, session_id: str) -> None:
         """Count what a session has recorded before this server took it over."""
         if self._limits is not None:
-            self._session_bytes[session_id], of_runs = await self._read(
+            size = await self._read(
                 lambda rows: queries.measure_session(rows, self._blobs, session_id)
             )
-            self._run_bytes |= Counter(of_runs)  # a run that is resumed goes on counting
+            self._session_bytes[session_id] = size.total_bytes
+            self._run_bytes |= size.run_bytes  # a run that is resumed goes on counting
+            self._download_bytes |= size.download_bytes
 
     async def register_principal(self, session_id: str, principal: str) -> None:
         """Count what a principal has recorded, from now on; before, it is measured.
@@ -111,10 +116,7 @@ class RecordingQuotas:
         if is_limited(event):
             if self._run_bytes[run] + size > limits.run_bytes:
                 raise run_limit_error(limits)
-            if self._session_bytes[session_id] + size > limits.session_bytes:
-                raise session_limit_error(limits)
-            if self._is_principal_full(session_id, limits, size):
-                raise principal_limit_error(limits)
+            self._check_shared_room(session_id, size)
         principal = self._principals.get(session_id)
         if principal is not None:
             files = event.changed.values() if isinstance(event, FilesChanged) else ()
@@ -122,7 +124,32 @@ class RecordingQuotas:
         self._session_bytes[session_id] += size
         self._run_bytes[run] += size
         if isinstance(event, RunFinished):
-            del self._run_bytes[run]
+            del self._run_bytes[run], self._download_bytes[run]
+
+    def count_download(self, session_id: str, run_id: str, size: int) -> None:
+        """Count bytes that a run brings from the web, before they are stored.
+
+        Raises `JournalLimitReached`.
+        """
+        limits = self._limits
+        if limits is None:
+            return
+        if self._download_bytes[run_id] + size > limits.download_bytes:
+            raise download_limit_error(limits)
+        self._check_shared_room(session_id, size)
+        principal = self._principals.get(session_id)
+        if principal is not None:
+            self._principal_bytes[principal] += size
+        self._session_bytes[session_id] += size
+        self._download_bytes[run_id] += size
+
+    def _check_shared_room(self, session_id: str, size: int) -> None:
+        limits = self._limits
+        assert limits is not None
+        if self._session_bytes[session_id] + size > limits.session_bytes:
+            raise session_limit_error(limits)
+        if self._is_principal_full(session_id, limits, size):
+            raise principal_limit_error(limits)
 
     def _is_principal_full(self, session_id: str, limits: JournalLimits, more: int = 0) -> bool:
         """Return whether the principal of a session may not record so many bytes more."""
@@ -146,6 +173,14 @@ def run_limit_error(limits: JournalLimits) -> JournalLimitReached:
         "which is the limit.",
         remedy="Split the work into several runs, let code keep large data in workspace files, "
         "or raise the server's setting `[journal] run_mb`.",
+    )
+
+
+def download_limit_error(limits: JournalLimits) -> JournalLimitReached:
+    """Return the error for a run that has downloaded too much."""
+    return JournalLimitReached(
+        f"The run has downloaded {limits.download_bytes // MB:,} MB, which is the limit.",
+        remedy="Download less in one run, or raise the server's setting `[network] download_mb`.",
     )
 
 

@@ -184,6 +184,10 @@ class Journal:
 
     # writing --------------------------------------------------------------------------------
 
+    def count_download(self, session_id: str, run_id: str, size: int) -> None:
+        """Count bytes that a run brings from the web; raises `JournalLimitReached`."""
+        self._quotas.count_download(session_id, run_id, size)
+
     def append(self, session_id: str, event: Event, run_id: str | None = None) -> StoredEvent:
         """Append `event` to the log of a session that this server owns, without waiting.
 

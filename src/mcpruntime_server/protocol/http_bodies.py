@@ -1,4 +1,7 @@
-"""Bodies of HTTP messages as JSON, in both directions. Standard library only, Python >= 3.9."""
+"""Bodies of HTTP messages as JSON, in both directions. Standard library only, Python >= 3.9.
+
+A large one is named by its digest instead; its bytes are beside the message.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Mapping
 
 
+BLOB_KEY = "blob"  # with the digest of a body whose bytes are beside the message
+
+
 def encode_body(data: bytes) -> Dict[str, str]:
     """Return bytes as JSON: text if they are UTF-8, else base64."""
     try:
@@ -17,8 +23,10 @@ def encode_body(data: bytes) -> Dict[str, str]:
         return {"base64": base64.b64encode(data).decode("ascii")}
 
 
-def decode_body(body: Mapping[str, Any]) -> bytes:
-    """Return the bytes that JSON stands for; raises `ValueError` for invalid base64."""
+def decode_body(body: Mapping[str, Any], data: bytes = b"") -> bytes:
+    """Return the bytes that JSON stands for, or `data`; raises `ValueError` for invalid base64."""
+    if BLOB_KEY in body:
+        return data
     if "text" in body:
         return str(body["text"]).encode("utf-8")
     return base64.b64decode(body.get("base64") or "")

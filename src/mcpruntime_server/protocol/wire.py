@@ -199,6 +199,7 @@ class Reply(Message):
     call_id: int
     value: Any = None
     error: Optional[Dict[str, Any]] = None  # keys: kind, message, data
+    data: bytes = b""  # that the value names
 
 
 class Interrupt(Message):
@@ -485,7 +486,7 @@ def encode_message(message: Message) -> bytes:
 
 def _encode_ready_reply(call_id: int, value: bytes) -> bytes:
     """Return the frame of a `Reply` whose value is encoded already."""
-    head, tail = b'{"call_id":%d,"value":' % call_id, b',"error":null}'
+    head, tail = b'{"call_id":%d,"value":' % call_id, b',"error":null}\n'
     size = 1 + len(head) + len(value) + len(tail)
     if size > Reply.MAX_BYTES:
         raise WireError(f"Reply is {size:,} bytes; the limit is {Reply.MAX_BYTES:,}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import JournalFailed, JournalLimitReached
@@ -112,10 +113,18 @@ class CallJournal:
         duration_ms: float,
         summary: CallSummary | None = None,
         blobs: Sequence[str] = (),
+        download_bytes: int = 0,
     ) -> None:
         """Journal the end of a call, unless the code has abandoned it."""
-        self._append_end(CallFinished(number, value, error, duration_ms, summary, list(blobs)))
+        self._append_end(
+            CallFinished(number, value, error, duration_ms, summary, list(blobs), download_bytes)
+        )
         self._journal.flush_soon()  # once the answer is on its way: the call is not made again
+
+    def count_download(self, size: int) -> None:
+        """Count bytes that a call of the run brings; raises `JournalLimitReached`."""
+        with self._stopping_at_limit():
+            self._journal.count_download(self.session_id, self.run_id, size)
 
     def copy_end(self, number: int, recorded: RecordedCall, blobs: list[str]) -> None:
         """Journal the end of a call that another run has made: a crash may lose it."""
@@ -169,8 +178,13 @@ class CallJournal:
         self._open_keys.pop(event.call_id, None)
 
     def _append_event(self, event: CallStarted | CallFinished) -> None:
-        try:
+        with self._stopping_at_limit():
             self._journal.append(self.session_id, event, self.run_id)
+
+    @contextmanager
+    def _stopping_at_limit(self) -> Iterator[None]:
+        try:
+            yield
         except JournalLimitReached as exc:
             self._on_limit(exc)
             raise

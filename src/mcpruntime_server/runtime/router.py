@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint
 
 from ..config import Verdict
 from ..errors import CallFailed, JournalFailed
-from ..journal.call_scope import CallScope, CredentialRequest, enter_call_scope
+from ..journal.call_scope import CallScope, CredentialRequest, Download, enter_call_scope
 from ..journal.events import (
     ApprovedCall,
     CallError,
@@ -86,6 +86,7 @@ class Route:
 
     `verdict_for` gets the arguments, too; it may raise `CallFailed` to say why a call is refused.
     `supply` brings into a sandbox what an answer names, recorded or not, before code gets it.
+    `load_data` returns the bytes of a `Download` that was recorded.
     """
 
     handle: HandleCall
@@ -98,6 +99,7 @@ class Route:
     is_open_world: Callable[[str], bool] = is_never_open_world  # strangers may write its answers
     blobs_of: Callable[[Any], list[str]] = name_no_blobs  # that an answer names, 200 at most
     supply: Callable[[Any, SuppliedSandbox], Awaitable[None]] | None = None
+    load_data: Callable[[Any], Awaitable[bytes]] | None = None
 
 
 class CallHandler(Protocol):
@@ -178,6 +180,7 @@ class ActiveCall:
                 self.call.data,
                 self.ask_for_credential,
                 questions.report_progress,
+                self.journal.count_download,
             )
         )
 
@@ -213,11 +216,14 @@ class Router:
 
     async def supply_reply(self, sandbox: SuppliedSandbox, call: Call, reply: Reply) -> Reply:
         """Bring into a sandbox what a reply names; return the reply, or the error if that fails."""
-        supply = self._find_route(call.target).supply
-        if supply is None or reply.error is not None:
+        route = self._find_route(call.target)
+        if reply.error is not None:
             return reply
         try:
-            await supply(reply.value, sandbox)
+            if route.supply is not None:
+                await route.supply(reply.value, sandbox)
+            if route.load_data is not None and not reply.data:
+                return reply.replace(data=await route.load_data(reply.value))
         except Exception as exc:  # noqa: BLE001 - the failure is the answer, whatever it is
             return Reply(call.call_id, None, dict(_describe_failure(call.target, exc)))
         return reply
@@ -294,9 +300,14 @@ class Router:
                 entry.status, entry.args = "started", args
                 started = time.perf_counter()
                 value = await self._handle_call(active, args)
+            data = b""
+            if isinstance(value, Download):
+                value, data = value.value, value.data
             entry.duration_ms = _elapsed_ms(started)
             blobs = self.blobs_of(call.target, value)
-            journal.finish_call(number, value, None, entry.duration_ms, entry.summary, blobs)
+            journal.finish_call(
+                number, value, None, entry.duration_ms, entry.summary, blobs, len(data)
+            )
         except Exception as exc:  # noqa: BLE001 - a handler's failure is the answer, whatever it is
             error = _describe_failure(call.target, exc)
             entry.duration_ms = _elapsed_ms(started)
@@ -310,7 +321,7 @@ class Router:
             entry.status = "ok"
         if isinstance(value, EncodedJson):
             return Reply(call.call_id, EncodedValue(value.data))
-        return Reply(call.call_id, value)
+        return Reply(call.call_id, value, data=data)
 
     async def _handle_call(self, active: ActiveCall, args: JsonObject) -> Any:
         if self.leaves_trace(active.target):

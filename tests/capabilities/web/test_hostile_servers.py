@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mcpruntime_server.capabilities.own_credentials import OwnCredentials
 from mcpruntime_server.capabilities.web.web_requests import WebRequests, open_web_requests
 from mcpruntime_server.config import NetworkSettings
 from mcpruntime_server.errors import CallFailed
-from mcpruntime_server.journal.call_scope import CallScope, enter_call_scope
+from mcpruntime_server.journal.call_scope import CallScope, Download, enter_call_scope
 from mcpruntime_server.journal.server_lease import ServerLease
 from mcpruntime_server.journal.store import open_journal
 
@@ -98,13 +98,20 @@ async def ask(requests: WebRequests, url: str, method: str = "GET", **args: Any)
     target = f"web.{method} {host}"
     arguments = {"url": url, "headers": [], **args}
     requests.decide(target, arguments)
-    return await requests.handle_request(target, arguments)
+    answer = await requests.handle_request(target, arguments)
+    return answer.value if isinstance(answer, Download) else answer
 
 
 async def load_piece(requests: WebRequests, answer: dict[str, Any], piece: int) -> None:
     """Load a further piece of an answer."""
     args = {"response": answer["more"], "piece": piece}
     await requests.handle_download("downloads.piece", args)
+
+
+async def load_pieces(requests: WebRequests, answer: dict[str, Any], pieces: Iterable[int]) -> None:
+    """Load further pieces of an answer."""
+    for piece in pieces:
+        await load_piece(requests, answer, piece)
 
 
 @pytest.mark.parametrize("name", HOSTILE_ANSWERS)
@@ -122,10 +129,9 @@ async def test_an_answer_without_end_is_cut_at_the_limit(tmp_path: Path) -> None
         rule = f"http://127.0.0.1:{port}"
         async with open_requests(tmp_path, allow=[rule], response_mb=2) as requests:
             answer = await ask(requests, f"{rule}/")
-            for piece in range(7):  # of 256 kB, after the first
-                await load_piece(requests, answer, piece)
+            await load_pieces(requests, answer, range(2))  # of 512 kB, after the first
             with pytest.raises(CallFailed, match="response_mb"):
-                await load_piece(requests, answer, 7)
+                await load_pieces(requests, answer, (2, 3))
 
 
 async def test_a_silent_server_costs_the_time_limit(tmp_path: Path) -> None:

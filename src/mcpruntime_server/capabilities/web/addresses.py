@@ -10,15 +10,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import anyio
-from httpcore2 import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream, ConnectError
 
 from ...config.web_rules import is_ip_address
 from ...errors import CallFailed
-from .paced_stream import PacedStream
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -62,58 +59,26 @@ async def resolve_host(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(each[4][0]) for each in found))[:MAX_ADDRESSES]
 
 
-class CheckedBackend(AsyncNetworkBackend):
-    """Connects to addresses that the policy allows, and to no others."""
+async def find_addresses(policy: AddressPolicy, host: str, port: int) -> list[str]:
+    """Return the addresses that a host has and may have; raises `CallFailed` without any.
 
-    def __init__(self, policy: AddressPolicy) -> None:
-        self._policy = policy
-        self._backend = AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> AsyncNetworkStream:
-        """Connect to the first address of `host` that answers; raises `CallFailed`.
-
-        A numeric host has passed a rule that names exactly this address.
-        """
-        if is_ip_address(host):
-            return await self._connect_first([host], port, timeout)
-        addresses = await resolve_host(host, port)
-        allowed = [each for each in addresses if self._policy.is_allowed(each)]
-        if not allowed:
-            raise CallFailed(
-                "denied",
-                f"{host} has the address {', '.join(addresses)}, which is not on the internet.",
-                remedy=f'If it may be reached: [network] private = ["{addresses[0]}"].',
-            )
-        return await self._connect_first(allowed, port, timeout)
-
-    async def _connect_first(
-        self, addresses: Sequence[str], port: int, timeout: float | None
-    ) -> AsyncNetworkStream:
-        problem: Exception | None = None
-        for address in addresses:
-            try:
-                return PacedStream(await self._backend.connect_tcp(address, port, timeout))
-            except ConnectError as exc:
-                problem = exc
-        assert problem is not None
-        raise problem
-
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> AsyncNetworkStream:
-        """Refuse to connect: a web request never uses a local socket."""
-        raise ConnectError("a web request uses no UNIX socket")
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait, between two attempts to connect."""
-        await anyio.sleep(seconds)
+    A numeric host has passed a rule that names exactly this address.
+    """
+    if is_ip_address(host):
+        return [host]
+    addresses = await resolve_host(host, port)
+    allowed = [each for each in addresses if policy.is_allowed(each)]
+    if not allowed:
+        raise CallFailed(
+            "denied",
+            f"{host} has the address {', '.join(addresses)}, which is not on the internet.",
+            remedy=f'If it may be reached: [network] private = ["{addresses[0]}"].',
+        )
+    return allowed
 
 
 def make_tls_context(ca_file: str) -> ssl.SSLContext:
     """Return the context that verifies servers, by the authorities in a file if one is named."""
-    return ssl.create_default_context(cafile=ca_file or None)
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.set_alpn_protocols(["http/1.1"])
+    return context

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import anyio
-from httpcore2 import Response
 
 from ...errors import CallFailed
+from .connections import Answer
 
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 512 * 1024
 MAX_IDLE_S = 60.0
 SWEEP_INTERVAL_S = 5.0
 MAX_OPEN = 256
 MAX_OPEN_PER_SESSION = 64
-CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass
@@ -29,7 +28,7 @@ class OpenResponse:
     """A response whose body has not been read to its end."""
 
     session_id: str
-    response: Response
+    answer: Answer
     chunks: AsyncIterator[bytes]
     left_bytes: int  # that it may still have
     buffer: bytearray = field(default_factory=bytearray)
@@ -64,13 +63,8 @@ class OpenResponse:
             piece, is_last = await self.read_piece()
         finally:
             if is_last:
-                await self.close()
+                self.answer.close()
         return piece, is_last
-
-    async def close(self) -> None:
-        """Close the connection within a time limit."""
-        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await self.response.aclose()
 
 
 class OpenResponses:
@@ -113,7 +107,7 @@ class OpenResponses:
             found.next_piece += 1
             if is_last:
                 del self._by_id[response_id]
-                await found.close()
+                found.answer.close()
         return data, is_last
 
     async def close_idle(self) -> None:
@@ -125,7 +119,7 @@ class OpenResponses:
                 for response_id, each in list(self._by_id.items()):
                     if each.used_at < oldest and not each.is_in_use:
                         del self._by_id[response_id]
-                        await each.close()
+                        each.answer.close()
         finally:
             for each in self._by_id.values():
-                await each.close()
+                each.answer.close()

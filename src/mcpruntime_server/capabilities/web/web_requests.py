@@ -20,21 +20,21 @@ from math import ceil
 from typing import Any
 
 import anyio
-import httpcore2
 
 from ...config import NetworkSettings, Verdict
 from ...config.web_rules import WebAddress, parse_address, parse_rule
 from ...errors import CallFailed, NotFound
-from ...journal.call_scope import current_call_scope
+from ...journal.call_scope import CallScope, Download, current_call_scope
 from ...journal.events import Effect
 from ...journal.store import Journal
-from ...protocol.http_bodies import encode_body
 from ...protocol.payloads import JsonObject
 from ..own_credentials import OwnCredentials
 from .addresses import AddressPolicy, make_tls_context
-from .connection_pools import ConnectionPools, open_pools
+from .connections import Answer, ConnectionFailed, ConnectionPool, Destination
+from .http_messages import AnswerHead, BrokenAnswer, Request
 from .open_responses import OpenResponse, OpenResponses
-from .web_credentials import HostCredentials
+from .response_bodies import load_body, record_body
+from .web_credentials import HostCredential, HostCredentials
 
 TARGET = re.compile(r"web\.(?P<method>[A-Z]{1,20}) (?P<host>[!-~]{1,300})")
 DOWNLOAD_TARGET = "downloads.piece"
@@ -58,7 +58,6 @@ CONNECTION_HEADERS = frozenset(
 MAX_REASON_CHARS = 100
 MAX_SHOWN_BODY_CHARS = 2_000
 MB = 1024 * 1024
-TLS_PROBLEM = re.compile(r"certificate verify failed: ([^(]{1,120})")
 
 
 class WebRequests:
@@ -71,14 +70,14 @@ class WebRequests:
     def __init__(
         self,
         settings: NetworkSettings,
-        pools: ConnectionPools,
+        pool: ConnectionPool,
         responses: OpenResponses,
         journal: Journal,
         count_request: Callable[[str], float],
         credentials: HostCredentials,
     ) -> None:
         self._settings = settings
-        self._pools = pools
+        self._pool = pool
         self._responses = responses
         self._journal = journal
         self._count_request = count_request
@@ -114,7 +113,7 @@ class WebRequests:
         message = f"{method} {base}{address.path:.300} is refused: {reason}."
         return CallFailed("denied", message, remedy=f"The user can allow it: {line}.")
 
-    async def handle_request(self, target: str, args: JsonObject) -> JsonObject:
+    async def handle_request(self, target: str, args: JsonObject) -> JsonObject | Download:
         """Send a request and return its answer, or the first part of it; raises `CallFailed`."""
         method, address = check_address(target, args)
         headers = check_headers(args.get("headers", []))
@@ -131,40 +130,57 @@ class WebRequests:
         credential = await self._credentials.find(address, scope.principal)
         if credential is not None:
             headers = credential.apply(headers)
-        pool = self._pools.find(scope.principal, credential.digest if credential else b"")
+        destination = Destination(
+            scope.principal,
+            credential.digest if credential else b"",
+            address.scheme == "https",
+            address.host,
+            address.port,
+        )
         request = self._build_request(method, address, headers, content)
-        with report_failures(address.host, self._settings.timeout_s):
-            response = await self._send(pool, request, is_read=self.effect_of(target) == "read")
-            chunks = aiter(response.aiter_stream())
-            if credential is not None:
-                chunks = credential.redact_body(chunks)
-            limit = self._settings.response_mb * MB
-            rest = OpenResponse(scope.session_id, response, chunks, limit)
-            reason, shown_headers = read_reason(response), read_headers(response)
-            if credential is not None:
-                try:
-                    shown_headers = credential.redact_headers(shown_headers)
-                    reason = credential.redactor.redact_text(reason)
-                except CallFailed:
-                    await rest.close()
-                    raise
-            piece, is_last = await rest.read_first()
-        answer: JsonObject = {
-            "status": response.status,
-            "reason": reason,
-            "headers": shown_headers,
-            "body": encode_body(piece),
-        }
+        is_read = self.effect_of(target) == "read" and isinstance(content, bytes)
+        timeout_s = self._settings.timeout_s
+        with report_failures(address.host, timeout_s):
+            answer = await self._pool.send(
+                destination, request, may_repeat=is_read, timeout_s=timeout_s
+            )
+            try:
+                return await self._begin_answer(scope, credential, answer, address, args)
+            except BaseException:
+                answer.close()
+                raise
+
+    async def _begin_answer(
+        self,
+        scope: CallScope,
+        credential: HostCredential | None,
+        answer: Answer,
+        address: WebAddress,
+        args: JsonObject,
+    ) -> JsonObject | Download:
+        """Return an answer, or its first part, as code gets it."""
+        chunks = answer.iter_body()
+        length = answer.head.length
+        reason, headers = read_reason(answer.head), read_headers(answer.head)
+        if credential is not None:
+            chunks = credential.redact_body(chunks)
+            headers = credential.redact_headers(headers)
+            reason = credential.redactor.redact_text(reason)
+            length = None
+        limit = self._settings.response_mb * MB
+        rest = OpenResponse(scope.session_id, answer, chunks, limit)
+        piece, is_last = await rest.read_first()
+        shown: JsonObject = {"status": answer.head.status, "reason": reason, "headers": headers}
         size = f"{len(piece):,} bytes"
         if not is_last:
-            answer["more"] = self._responses.add(rest)
-            answer["length"] = read_length(response) if credential is None else None
+            shown["more"] = self._responses.add(rest)
+            shown["length"] = length
             size = f"more than {size}"
-        summary = f"{response.status} {reason}".strip()
+        summary = f"{answer.head.status} {reason}".strip()
         scope.describe_call(summarize_request(address, args.get("body")), f"{summary}, {size}")
-        return answer
+        return await record_body(self._journal, shown, piece)
 
-    async def handle_download(self, target: str, args: JsonObject) -> JsonObject:
+    async def handle_download(self, target: str, args: JsonObject) -> JsonObject | Download:
         """Return the next piece of a response body; raises `CallFailed`."""
         response_id, piece = args.get("response"), args.get("piece")
         if target != DOWNLOAD_TARGET or type(piece) is not int or type(response_id) is not str:
@@ -172,7 +188,11 @@ class WebRequests:
         session_id = current_call_scope().session_id
         with report_failures("The server", self._settings.timeout_s):
             data, is_last = await self._responses.read_piece(response_id, piece, session_id)
-        return {"body": encode_body(data), "is_last": is_last}
+        return await record_body(self._journal, {"is_last": is_last}, data)
+
+    async def load_body(self, answer: Any) -> bytes:
+        """Return the bytes of the body of a recorded answer, if they are stored by themselves."""
+        return await load_body(self._journal, answer)
 
     async def _load_body(self, body: Any) -> bytes | list[str]:
         """Return a body, or the digests of its pieces; raises `CallFailed`."""
@@ -196,26 +216,16 @@ class WebRequests:
         address: WebAddress,
         headers: list[tuple[bytes, bytes]],
         content: bytes | list[str],
-    ) -> httpcore2.Request:
+    ) -> Request:
         own = [(b"Host", address.netloc.encode()), *headers]
-        stream: bytes | AsyncIterator[bytes] = b""
+        body: bytes | AsyncIterator[bytes] = b""
         if isinstance(content, list):
             own.append((b"Transfer-Encoding", b"chunked"))
-            stream = self._iter_pieces(content)
+            body = self._iter_pieces(content)
         elif content or method in ("POST", "PUT", "PATCH"):
             own.append((b"Content-Length", str(len(content)).encode()))
-            stream = content
-        url = httpcore2.URL(
-            scheme=address.scheme.encode(),
-            host=address.host.encode(),
-            port=address.port,
-            target=f"{address.path}{address.query}".encode(),
-        )
-        limit = self._settings.timeout_s
-        timeouts = {"connect": limit, "read": limit, "write": limit, "pool": limit}
-        return httpcore2.Request(
-            method, url, headers=own, content=stream, extensions={"timeout": timeouts}
-        )
+            body = content
+        return Request(method, f"{address.path}{address.query}", own, body)
 
     async def _iter_pieces(self, digests: list[str]) -> AsyncIterator[bytes]:
         for digest in digests:
@@ -224,16 +234,6 @@ class WebRequests:
             except NotFound:
                 message = "A piece of the body is no longer stored: send the request again."
                 raise CallFailed("not_found", message) from None
-
-    async def _send(
-        self, pool: httpcore2.AsyncConnectionPool, request: httpcore2.Request, *, is_read: bool
-    ) -> httpcore2.Response:
-        try:
-            return await pool.handle_async_request(request)
-        except (httpcore2.RemoteProtocolError, httpcore2.ReadError, httpcore2.WriteError):
-            if not is_read:  # it may have been received
-                raise
-            return await pool.handle_async_request(request)
 
 
 def check_address(target: str, args: Mapping[str, Any]) -> tuple[str, WebAddress]:
@@ -279,40 +279,26 @@ def report_failures(host: str, timeout_s: float) -> Iterator[None]:
     """Convert connection errors to `CallFailed`."""
     try:
         yield
-    except httpcore2.TimeoutException:
+    except TimeoutError:
         message = f"{host} did not answer within {timeout_s:g} s ([network] timeout_s)."
         raise CallFailed("timeout", message) from None
-    except httpcore2.ConnectError as exc:
-        problem = TLS_PROBLEM.search(str(exc))
-        reason = f"its certificate is not trusted: {problem[1].strip()}" if problem else str(exc)
-        message = f"No connection to {host}: {reason or 'it was refused'}."
-        raise CallFailed("unavailable", message) from None
-    except (httpcore2.NetworkError, httpcore2.ProtocolError) as exc:
-        message = f"{host} ended the connection, or did not speak HTTP: {str(exc)[:200]}"
+    except ConnectionFailed as exc:
+        raise CallFailed("unavailable", f"No connection to {host}: {exc}.") from None
+    except BrokenAnswer as exc:
+        message = f"{host} ended the connection, or did not speak HTTP: {exc}"
         raise CallFailed("unavailable", message) from None
 
 
-def read_reason(response: httpcore2.Response) -> str:
-    """Return the printable characters of the reason phrase of a response."""
-    reason = response.extensions.get("reason_phrase", b"").decode("latin-1")
+def read_reason(head: AnswerHead) -> str:
+    """Return the printable characters of the reason phrase of an answer."""
+    reason = head.reason.decode("latin-1")
     return "".join(char for char in reason if " " <= char <= "~")[:MAX_REASON_CHARS]
 
 
-def read_headers(response: httpcore2.Response) -> list[list[str]]:
-    """Return the headers of a response, except those about its connection."""
-    return [
-        [name.decode("latin-1"), value.decode("latin-1")]
-        for name, value in response.headers
-        if name.lower().decode("latin-1") not in CONNECTION_HEADERS
-    ]
-
-
-def read_length(response: httpcore2.Response) -> int | None:
-    """Return the length of a response body in bytes; None if the server does not say."""
-    for name, value in response.headers:
-        if name.lower() == b"content-length" and value.isdigit():
-            return int(value)
-    return None
+def read_headers(head: AnswerHead) -> list[list[str]]:
+    """Return the headers of an answer, except those about its connection."""
+    decoded = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in head.headers]
+    return [header for header in decoded if header[0].lower() not in CONNECTION_HEADERS]
 
 
 def summarize_request(address: WebAddress, body: Any) -> JsonObject:
@@ -339,8 +325,9 @@ async def open_web_requests(
     context = await anyio.to_thread.run_sync(make_tls_context, ca_file)
     responses = OpenResponses()
     credentials = HostCredentials(settings.credentials, vault)
-    async with open_pools(policy, context) as pools, anyio.create_task_group() as tasks:
+    pool = ConnectionPool(policy, context)
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(responses.close_idle)
-        tasks.start_soon(pools.close_idle)
-        yield WebRequests(settings, pools, responses, journal, count_request, credentials)
+        tasks.start_soon(pool.close_idle)
+        yield WebRequests(settings, pool, responses, journal, count_request, credentials)
         tasks.cancel_scope.cancel()

@@ -28,7 +28,7 @@ from . import connection_order
 
 TYPE_CHECKING = False  # importing `typing` would slow down the start of every sandbox
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Set, Tuple
+    from typing import Any, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
 
     from ...protocol.payloads import JsonObject
     from .connection_order import Address
@@ -164,8 +164,8 @@ class ProxyChannel:
         args: JsonObject,
         data: bytes = b"",
         order: int = 0,
-    ) -> Any:
-        """Return the value of a call; raises `CallRefused`, or `ClientGone`."""
+    ) -> wire.Reply:
+        """Return the reply to a call; raises `CallRefused`, or `ClientGone`."""
         with self._lock:
             self._last_call_id += 1
             call_id = self._last_call_id
@@ -180,7 +180,7 @@ class ProxyChannel:
         assert isinstance(reply, wire.Reply)
         if reply.error is not None:
             raise CallRefused(str(reply.error.get("kind")), str(reply.error.get("message")))
-        return reply.value
+        return reply
 
     def _abandon_call(self, abandoned_id: int) -> None:
         with self._lock:
@@ -453,8 +453,7 @@ class ClientConnection:
         if body:
             args["body"] = body
         host = url.partition("://")[2].partition("/")[0].partition("?")[0].lower()
-        answer = self._call(f"web.{head.method} {host}", args)
-        return self._send_answer(head, answer)
+        return self._send_answer(head, self._call(f"web.{head.method} {host}", args))
 
     def _wait_for_request(self) -> bool:
         """Wait for another request on a connection that is kept; return whether there is one."""
@@ -473,7 +472,7 @@ class ClientConnection:
             and self._kept.has_room(self._generation)
         )
 
-    def _call(self, target: str, args: JsonObject, data: bytes = b"") -> Any:
+    def _call(self, target: str, args: JsonObject, data: bytes = b"") -> wire.Reply:
         return self._channel.call_host(self._waiter, self._sock, target, args, data, self._order)
 
     # reading --------------------------------------------------------------------------------------
@@ -514,12 +513,12 @@ class ClientConnection:
             size += len(data)
             while len(body) > MAX_INLINE_BYTES:
                 piece = bytes(body[:MAX_INLINE_BYTES])
-                pieces.append(self._call(UPLOAD_TARGET, {}, piece))
+                pieces.append(self._call(UPLOAD_TARGET, {}, piece).value)
                 del body[:MAX_INLINE_BYTES]
         if not pieces:
             return encode_body(bytes(body)) if body else {}
         if body:
-            pieces.append(self._call(UPLOAD_TARGET, {}, bytes(body)))
+            pieces.append(self._call(UPLOAD_TARGET, {}, bytes(body)).value)
         return {"pieces": pieces, "size": size}
 
     def _iter_body(self, head: RequestHead) -> Iterator[bytes]:
@@ -559,11 +558,12 @@ class ClientConnection:
 
     # answering ------------------------------------------------------------------------------------
 
-    def _send_answer(self, head: RequestHead, answer: Mapping[str, Any]) -> bool:
+    def _send_answer(self, head: RequestHead, reply: wire.Reply) -> bool:
         """Send an answer; return whether another request may follow."""
+        answer = reply.value
         keeps = self._may_keep(head)
         status, more = answer["status"], answer.get("more")
-        body = decode_body(answer.get("body") or {})
+        body = decode_body(answer.get("body") or {}, reply.data)
         headers = [(name, value) for name, value in answer["headers"]]
         if head.method == "HEAD" or status in BODILESS_STATUSES:
             self._begin_last_part(keeps)
@@ -584,15 +584,16 @@ class ClientConnection:
         self._send_head(status, answer["reason"], headers, body, keeps=keeps)
         piece = 0
         while more is not None:
-            part = self._call(DOWNLOAD_TARGET, {"response": more, "piece": piece})
-            body = decode_body(part["body"])
+            reply = self._call(DOWNLOAD_TARGET, {"response": more, "piece": piece})
+            is_last = reply.value["is_last"]
+            body = decode_body(reply.value["body"], reply.data)
             if is_chunked:
-                body = encode_chunk(body) + (LAST_CHUNK if part["is_last"] else b"")
-            if part["is_last"]:
+                body = encode_chunk(body) + (LAST_CHUNK if is_last else b"")
+            if is_last:
                 self._begin_last_part(keeps)
             self._sock.sendall(body)
             piece += 1
-            if part["is_last"]:
+            if is_last:
                 break
         return keeps or self._finish()
 
