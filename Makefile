@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Tests start thousands of Python processes; without bytecode, each of them would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 help:  ## these targets
@@ -83,21 +86,24 @@ test-all: test  ## the same, with long random tests
 lint: setup  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # A test that fails while another one loads the machine runs once more without it. What fails twice fails.
 AGAIN := --last-failed --last-failed-no-failures none
 
+# Only these files are collected for the second part; collecting all of them takes as long as some folders of tests.
+ALONE = $(shell grep --recursive --files-with-matches --include='test_*.py' 'pytest.mark.alone' tests)
+
 # Three processes for two cores, because tests also wait.
 check: setup  ## the tests alone
 	$(BIN)/pytest -m "not alone" --numprocesses 3 --dist worksteal || $(BIN)/pytest -m "not alone" $(AGAIN)
-	$(BIN)/pytest -m alone || $(BIN)/pytest -m alone $(AGAIN)
+	$(BIN)/pytest -m alone $(ALONE) || $(BIN)/pytest -m alone $(AGAIN) $(ALONE)
 
 # What attacks do to others, measured: nothing else may work on the machine.
 attack: image upstreams  ## what attacks do to others, measured; alone on the machine
 	ATTACKS=1 PYTEST_TIMEOUT=0 $(BIN)/pytest tests/attacks
 
-# Changed inputs for the readers of what strangers send, so many minutes for each of five.
+# Changed inputs for the readers of what strangers send, so many minutes for each of them.
 MINUTES := 10
 
 fuzz: setup  ## changed inputs for the readers, MINUTES=10 each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,14 @@ from tests.helpers.server_connection import (
 from .bystander import MAX_GROWTH_MB, observe
 
 MAX_TIMEOUT_S = 2.0
-FIELDS = {
-    "many objects": b"[" + b"{}," * 4_000_000 + b"{}]",
-    "many numbers": b"[" + b"0," * 9_000_000 + b"0]",
-    "many texts": b'["",' + b'"",' * 4_000_000 + b'""]',
-    "many keys": b"{" + b",".join(b'"%d":0' % n for n in range(1_500_000)) + b"}",
-    "nesting": b"[" * 3_000_000,
-    "nesting that ends": b"[" * 150 + b"]" * 150,
-    "a long text": b'"' + b"a" * 80_000_000 + b'"',
+FIELDS: dict[str, Callable[[], bytes]] = {  # made when they are used, because they are large
+    "many objects": lambda: b"[" + b"{}," * 4_000_000 + b"{}]",
+    "many numbers": lambda: b"[" + b"0," * 9_000_000 + b"0]",
+    "many texts": lambda: b'["",' + b'"",' * 4_000_000 + b'""]',
+    "many keys": lambda: b"{" + b",".join(b'"%d":0' % n for n in range(1_500_000)) + b"}",
+    "nesting": lambda: b"[" * 3_000_000,
+    "nesting that ends": lambda: b"[" * 150 + b"]" * 150,
+    "a long text": lambda: b'"' + b"a" * 80_000_000 + b'"',
 }
 
 
@@ -68,7 +68,7 @@ def usual_memory_mb(folder: Path) -> float:
 def test_a_field_that_expands_is_refused_in_little_memory(
     folder: Path, usual_memory_mb: float, field: str
 ) -> None:
-    digest, data = build_blob(FIELDS[field])
+    digest, data = build_blob(FIELDS[field]())
     call = {"call_id": 1, "target": "x", "effect": "read", "nth": 0}
     start, finish = build_step("1")
     made = build_event(2, "call_started", call, large_fields={"args": digest})
