@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mcpruntime_server.capabilities.packages.requirements import Platform, parse_requirements
+from mcpruntime_server.capabilities.packages.requirements import (
+    PackageRequest,
+    Platform,
+    parse_requirements,
+)
 from mcpruntime_server.capabilities.packages.resolver import (
     FolderWatch,
     PipSource,
@@ -68,7 +72,8 @@ async def resolve(
     source: WheelSource, *texts: str, installed: dict[str, str] | None = None
 ) -> list[ResolvedWheel]:
     """Resolve requirements and report progress to nobody."""
-    return await source.resolve(parse_requirements(list(texts)), installed or {}, PLATFORM, ignore)
+    request = PackageRequest(parse_requirements(list(texts)), installed or {}, PLATFORM)
+    return await source.resolve(request, ignore)
 
 
 async def install(source: WheelSource, text: str, folder: Path, cache: WheelCache) -> None:

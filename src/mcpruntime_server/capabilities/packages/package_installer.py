@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import anyio
 from anyio.to_thread import run_sync
-from packaging.requirements import Requirement
 
 from ...config import Verdict
 from ...errors import CallFailed
@@ -24,7 +23,13 @@ from ...journal.blob_store import BlobStore
 from ...journal.call_scope import current_call_scope
 from ...journal.progress import ReportProgress
 from ...protocol.payloads import JsonObject
-from .requirements import Platform, find_refused, parse_installed, parse_requirements
+from .requirements import (
+    PackageRequest,
+    Platform,
+    find_refused,
+    parse_request,
+    parse_requirements,
+)
 from .resolution_cache import ResolutionCache, make_key
 from .resolver import ResolvedWheel, WheelSource
 from .wheel_cache import DIGEST, WheelCache, read_chunks
@@ -76,17 +81,14 @@ class PackageInstaller:
         """Download packages into the cache and return their wheels; raises `CallFailed`."""
         if target != INSTALL_TARGET:
             raise CallFailed("not_found", f"There is no {target!r:.100}.")
-        requirements = parse_requirements(args.get("requirements"))
-        installed = parse_installed(args.get("installed"))
-        platform = Platform(args.get("platform"))
+        request = parse_request(args)
         scope = current_call_scope()
         shown = {"requirements": args["requirements"]}
         scope.describe_call(shown, "")
-        key = make_key(requirements, installed, platform)
-        wheels = await run_sync(self._resolutions.find, key)
+        wheels = await run_sync(self._resolutions.find, make_key(request))
         if wheels is None or not await run_sync(self._has_all, wheels):
             async with self._downloads:
-                wheels = await self._fetch(requirements, installed, platform, scope.report_progress)
+                wheels = await self._fetch(request, scope.report_progress)
             scope.report_progress("")
         found = [f"{wheel.name} {wheel.version}" for wheel in wheels]
         scope.describe_call(shown, ", ".join(found) or "already installed")
@@ -118,38 +120,27 @@ class PackageInstaller:
             )
         self._cache.add(self._blobs.blob_path(digest), digest)
 
-    async def _fetch(
-        self,
-        requirements: list[Requirement],
-        installed: Mapping[str, str],
-        platform: Platform,
-        report: ReportProgress,
-    ) -> list[ResolvedWheel]:
+    async def _fetch(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
         """Return the needed wheels, all of which are then in the cache and in the journal."""
-        key = make_key(requirements, installed, platform)
-        wheels = await run_sync(self._resolutions.find, key)
+        wheels = await run_sync(self._resolutions.find, make_key(request))
         if wheels is None:
-            wheels = await self._resolve(requirements, installed, platform, report)
+            wheels = await self._resolve(request, report)
         if len(wheels) > MAX_WHEELS:
             message = f"These packages need {len(wheels):,} others; {MAX_WHEELS} are allowed."
             raise CallFailed("too_large", message)
         for wheel in wheels:
             if not await run_sync(self._blobs.refresh, wheel.digest):
-                await self._download(wheel, platform, report)
+                await self._download(wheel, request.platform, report)
             elif not await run_sync(self._cache.has, wheel.digest):
                 await run_sync(self._unpack_blob, wheel.digest)
         return wheels
 
     async def _resolve(
-        self,
-        requirements: list[Requirement],
-        installed: Mapping[str, str],
-        platform: Platform,
-        report: ReportProgress,
+        self, request: PackageRequest, report: ReportProgress
     ) -> list[ResolvedWheel]:
-        key = make_key(requirements, installed, platform)
+        key = make_key(request)
         try:
-            wheels = await self._source.resolve(requirements, installed, platform, report)
+            wheels = await self._source.resolve(request, report)
         except CallFailed:
             outdated = await run_sync(self._resolutions.find, key, inf)
             if outdated is None:

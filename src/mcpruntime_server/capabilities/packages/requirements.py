@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -105,3 +106,21 @@ class Platform:
         for tag in self.list_tags():
             options += ["--platform", tag]
         return options
+
+
+@dataclass(frozen=True)
+class PackageRequest:
+    """What code asks for, what its sandbox has already, and for which platform."""
+
+    requirements: Sequence[Requirement]
+    installed: Mapping[str, str]  # versions by canonical name
+    platform: Platform
+
+
+def parse_request(args: Mapping[str, Any]) -> PackageRequest:
+    """Return what a call asks for; raises `CallFailed` if that is not valid."""
+    return PackageRequest(
+        parse_requirements(args.get("requirements")),
+        parse_installed(args.get("installed")),
+        Platform(args.get("platform")),
+    )

@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from ..atomic_files import write_atomically
-from .requirements import Platform
+from .requirements import PackageRequest
 from .resolver import ResolvedWheel
 
 MAX_AGE_S = 24 * 3600.0
@@ -47,9 +45,8 @@ class ResolutionCache:
         os.utime(path)  # it may have been there
 
 
-def make_key(
-    requirements: Sequence[Requirement], installed: Mapping[str, str], platform: Platform
-) -> str:
-    """Return the key under which a resolution is stored."""
-    parts = [sorted(map(str, requirements)), sorted(installed.items()), vars(platform)]
+def make_key(request: PackageRequest) -> str:
+    """Return the key under which the resolution of a request is stored."""
+    installed = sorted(request.installed.items())
+    parts = [sorted(map(str, request.requirements)), installed, vars(request.platform)]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -23,13 +23,12 @@ from typing import Any, Literal, Protocol
 
 import anyio
 from anyio.to_thread import run_sync
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ...errors import CallFailed
 from ...journal.progress import ReportProgress
 from . import wheel_download
-from .requirements import Platform
+from .requirements import PackageRequest, Platform
 from .wheel_cache import DIGEST
 
 RESOLVE_TIMEOUT_S = 120.0
@@ -76,14 +75,8 @@ class WheelSource(Protocol):
         """Return why it cannot be used; "" if it can."""
         ...
 
-    async def resolve(
-        self,
-        requirements: Sequence[Requirement],
-        installed: Mapping[str, str],
-        platform: Platform,
-        report: ReportProgress,
-    ) -> list[ResolvedWheel]:
-        """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
+    async def resolve(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
+        """Return the wheels that a sandbox needs and does not have; raises `CallFailed`."""
         ...
 
     async def download(
@@ -139,26 +132,20 @@ class PipSource:
         """Return that pip is missing, if it is."""
         return "" if find_spec("pip") else NO_PIP
 
-    async def resolve(
-        self,
-        requirements: Sequence[Requirement],
-        installed: Mapping[str, str],
-        platform: Platform,
-        report: ReportProgress,
-    ) -> list[ResolvedWheel]:
-        """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
+    async def resolve(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
+        """Return the wheels that a sandbox needs and does not have; raises `CallFailed`."""
         with TemporaryDirectory(prefix="mcpruntime-packages-") as folder:
             found, constraints = Path(folder, "report.json"), Path(folder, "constraints.txt")
-            await anyio.Path(constraints).write_text(list_constraints(installed))
+            await anyio.Path(constraints).write_text(list_constraints(request.installed))
             command = ["install", "--dry-run", "--ignore-installed", "--report", str(found)]
             command += [*PIP_OPTIONS, "--target", str(Path(folder, "target"))]
-            command += ["--constraint", str(constraints), *platform.list_options(), "--"]
-            command += map(str, requirements)
+            command += ["--constraint", str(constraints), *request.platform.list_options(), "--"]
+            command += map(str, request.requirements)
             await self._run(command, folder, self._resolve_timeout_s, "finding packages", report)
             data = await read_report(found)
         items = json.loads(data).get("install", [])
         wheels = [parse_pip_wheel(item) for item in items]
-        return [wheel for wheel in wheels if installed.get(wheel.name) != wheel.version]
+        return [wheel for wheel in wheels if request.installed.get(wheel.name) != wheel.version]
 
     async def download(
         self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
@@ -202,26 +189,20 @@ class UvSource:
         """Return that uv is missing, if it is."""
         return "" if self._uv else NO_UV
 
-    async def resolve(
-        self,
-        requirements: Sequence[Requirement],
-        installed: Mapping[str, str],
-        platform: Platform,
-        report: ReportProgress,
-    ) -> list[ResolvedWheel]:
-        """Return the wheels that `requirements` need beside `installed`; raises `CallFailed`."""
+    async def resolve(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
+        """Return the wheels that a sandbox needs and does not have; raises `CallFailed`."""
         if not self._uv:
             raise CallFailed("unavailable", NO_UV, remedy=NO_UV_REMEDY)
         with TemporaryDirectory(prefix="mcpruntime-packages-") as name:
             folder = Path(name)
             found, constraints = folder / "pylock.toml", folder / "constraints.txt"
             wanted = folder / "requirements.in"
-            await anyio.Path(constraints).write_text(list_constraints(installed))
-            await anyio.Path(wanted).write_text("\n".join(map(str, requirements)))
+            await anyio.Path(constraints).write_text(list_constraints(request.installed))
+            await anyio.Path(wanted).write_text("\n".join(map(str, request.requirements)))
             command = [self._uv, "pip", "compile", *UV_OPTIONS, "--output-file", str(found)]
             command += ["--constraints", str(constraints), "--python", sys.executable]
-            command += ["--python-version", platform.python]
-            command += ["--python-platform", name_uv_platform(platform), str(wanted)]
+            command += ["--python-version", request.platform.python]
+            command += ["--python-platform", name_uv_platform(request.platform), str(wanted)]
             watch = FolderWatch(folder, "finding packages", 0, report)
             variables = {"NO_COLOR": "1", "UV_PYTHON_DOWNLOADS": "never"}
             await run_bounded(
@@ -230,7 +211,7 @@ class UvSource:
             data = await read_report(found)
         items = tomllib.loads(data.decode()).get("packages", [])
         wheels = [parse_uv_wheel(item) for item in items]
-        return [wheel for wheel in wheels if installed.get(wheel.name) != wheel.version]
+        return [wheel for wheel in wheels if request.installed.get(wheel.name) != wheel.version]
 
     async def download(
         self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
