@@ -146,6 +146,10 @@ def test_fields_from_a_newer_version_are_ignored() -> None:
     assert event_from_fields("run_finished", {"status": "ok", "mood": "good"}) == RunFinished("ok")
 
 
+def test_a_field_that_has_its_default_is_not_written() -> None:
+    assert event_to_json(CallFinished(3, [])) == '{"call_id":3,"value":[]}'
+
+
 def test_fields_that_an_older_version_did_not_write_take_their_default() -> None:
     assert event_from_fields("call_finished", {"call_id": 3}) == CallFinished(3)
 

@@ -102,7 +102,7 @@ def started(committed: Committed) -> list[str]:
 def answers(committed: Committed) -> list[Any]:
     """Return what the committed calls have answered, in their order."""
     finished = {
-        event["call_id"]: event["value"] if event["error"] is None else event["error"]["message"]
+        event["call_id"]: event["error"]["message"] if "error" in event else event.get("value")
         for kind, event in committed
         if kind == "call_finished"
     }

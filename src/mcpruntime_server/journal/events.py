@@ -7,8 +7,9 @@ Rule 3: the text is ASCII JSON. A lone surrogate, which UTF-8 cannot encode, is 
 text of its escape; a high and a low one in a row are read back as the character that they encode.
 NaN, infinities, cycles and anything else that is not JSON raise `ValueError`.
 Rule 4: readers accept what a newer version wrote: an unknown kind becomes an `UnknownEvent`, an
-unknown field is ignored. A field that is added later therefore needs a default. `EVENT_VERSION`
-rises only when the meaning of an existing field changes.
+unknown field is ignored. A field that is added later therefore needs a default. A field that has
+its default is not written, so a default never changes. `EVENT_VERSION` rises only when the meaning
+of an existing field changes.
 """
 
 from __future__ import annotations
@@ -365,6 +366,15 @@ EVENT_FIELDS: Mapping[type[Event], Mapping[str, bool]] = {  # field -> whether i
     }
     for cls in EVENT_CLASSES.values()
 }
+EVENT_DEFAULTS: Mapping[type[Event], Mapping[str, Any]] = {
+    cls: {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(cls)
+        if not EVENT_FIELDS[cls][item.name]
+    }
+    for cls in EVENT_CLASSES.values()
+}
+REQUIRED = object()  # equals no value of a field
 
 
 @dataclass(frozen=True)
@@ -398,8 +408,13 @@ def event_kind(event: Event) -> str:
 
 
 def event_fields(event: Event) -> Mapping[str, Any]:
-    """Return the fields of `event` as they are written."""
-    return event.fields if isinstance(event, UnknownEvent) else vars(event)
+    """Return the fields of `event` that are written: those that do not have their default."""
+    if isinstance(event, UnknownEvent):
+        return event.fields
+    defaults = EVENT_DEFAULTS[type(event)]
+    return {
+        name: value for name, value in vars(event).items() if value != defaults.get(name, REQUIRED)
+    }
 
 
 def escape_surrogates(text: str) -> str:
@@ -456,7 +471,7 @@ def encoded_fields(event: Event) -> dict[str, bytes]:
 
 
 def event_to_json(event: Event, left_out: Collection[str] = ()) -> str:
-    """Return the fields of `event` as a JSON object, but for those that are `left_out`.
+    """Return the written fields of `event` as a JSON object, but for those that are `left_out`.
 
     Raises `ValueError` if that is impossible.
     """
