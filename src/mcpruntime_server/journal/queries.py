@@ -104,6 +104,11 @@ SELECT_VISITED_RUNS = """
     )
     SELECT runs.id, runs.session_id FROM visited JOIN runs ON runs.id = visited.id
     ORDER BY runs.rowid"""
+SELECT_HAS_CALLED = """
+    SELECT 1 FROM runs JOIN events ON events.session_id = runs.session_id
+        AND sequence BETWEEN first_sequence AND coalesce(last_sequence, 9223372036854775807)
+        AND run_id = runs.id AND kind = 'call_started'
+    WHERE runs.id = ?1 LIMIT 1"""
 MAX_USES_PER_PRINCIPAL = 10_000  # the latest ones; sandboxed code may report any number
 # The arguments are text of sandboxed code. JSON that is nested too deeply for SQLite is left out.
 SELECT_SKILL_USES = """
@@ -304,6 +309,35 @@ def list_visited_runs(connection: Connection, session_id: str) -> list[tuple[str
     Each comes with the id of its own session, parents before children.
     """
     return connection.execute(SELECT_VISITED_RUNS, (session_id,)).fetchall()
+
+
+def load_visited_run(connection: Connection, session_id: str, run_id: str) -> RunRow:
+    """Return a run that `list_visited_runs` lists for a session; raises `NotFound`."""
+    run = load_run(connection, run_id)
+    is_own = run.session_id == session_id and run.step > 0
+    if not is_own and all(
+        run_id != visited for visited, _ in list_visited_runs(connection, session_id)
+    ):
+        raise NotFound(f"The session {session_id!r} has no run {run_id!r}.")
+    return run
+
+
+def list_calling_runs(
+    connection: Connection, tip: str | None, kept_tip: str | None, others: Iterable[str]
+) -> list[str]:
+    """Return the runs that have called something, of the lineage of `tip` and of `others`.
+
+    Those of the lineage of `kept_tip` are left out.
+    """
+    left, kept = (
+        [] if run_id is None else load_lineage(connection, run_id) for run_id in (tip, kept_tip)
+    )
+    found = dict.fromkeys([*(row.id for row in left), *others])
+    for row in kept:
+        found.pop(row.id, None)
+    return [
+        run_id for run_id in found if connection.execute(SELECT_HAS_CALLED, (run_id,)).fetchone()
+    ]
 
 
 def has_any_id(connection: Connection, session_ids: Iterable[str], run_ids: Iterable[str]) -> bool:

@@ -429,6 +429,19 @@ class Journal:
 
         return await self.read(load)
 
+    async def load_visited_run(self, session_id: str, run_id: str) -> RunRow:
+        """Return a run that `list_visited_runs` lists for a session; raises `NotFound`."""
+        return await self.read(lambda rows: queries.load_visited_run(rows, session_id, run_id))
+
+    async def list_calling_runs(
+        self, tip: str | None, kept_tip: str | None, others: Sequence[str]
+    ) -> list[str]:
+        """Return the runs that have called something, of the lineage of `tip` and of `others`.
+
+        Those of the lineage of `kept_tip` are left out.
+        """
+        return await self.read(lambda rows: queries.list_calling_runs(rows, tip, kept_tip, others))
+
     async def load_files_at(
         self, run_id: str | None, damage: list[str] | None = None
     ) -> tuple[dict[str, FileEntry], list[str]]:

@@ -380,10 +380,10 @@ async def find_own_run(
 
 async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
     """Return a run of `session` by its id, or by its step in the lineage; raises `NotFound`."""
-    lineage = await journal.load_lineage(session.tip)
     handle = session.name or session.id
     command = f"`mcpruntime-server replay list {handle}`"
     if is_step_number(which):
+        lineage = await journal.load_lineage(session.tip)
         for row in lineage:
             if row.step == int(which):
                 return row
@@ -392,12 +392,12 @@ async def find_run(journal: Journal, session: SessionRow, which: str) -> RunRow:
             f"There is no step {which}: the session {handle!r} {steps}.",
             remedy=f"An abandoned run is named by its id; {command} shows all runs.",
         )
-    for row in await journal.list_visited_runs(session.id):
-        if row.id == which:
-            return row
-    raise NotFound(
-        f"The session {handle!r} has no run {which!r:.80}.", remedy=f"{command} shows its runs."
-    )
+    try:
+        return await journal.load_visited_run(session.id, which)
+    except NotFound:
+        raise NotFound(
+            f"The session {handle!r} has no run {which!r:.80}.", remedy=f"{command} shows its runs."
+        ) from None
 
 
 def is_step_number(which: str) -> bool:

@@ -127,13 +127,10 @@ async def find_remaining_writes(
 
     These are the steps of the lineage of `tip`, and the runs that were `cancelled`.
     """
-    kept = {row.id for row in await journal.load_lineage(target.id if target else None)}
-    left = [row.id for row in await journal.load_lineage(tip)]
     writes = []
-    for run in dict.fromkeys([*left, *cancelled]):
-        if run not in kept:
-            report = await load_report(journal, run)
-            writes += [entry for entry in report.calls if may_have_written(entry)]
+    for run in await journal.list_calling_runs(tip, target.id if target else None, cancelled):
+        report = await load_report(journal, run)
+        writes += [entry for entry in report.calls if may_have_written(entry)]
     return writes
 
 
