@@ -359,13 +359,14 @@ class ModelServer:
 
     def set_script(self, *entries: dict[str, Any]) -> None:
         """Set how the next requests are answered, and reset the counts."""
-        httpx2.post(
-            self.url.removesuffix("/v1") + "/script", content=json.dumps(entries)
-        ).raise_for_status()
+        url = self.url.removesuffix("/v1") + "/script"
+        # Reading the authorities for TLS, which there is none of, would take 50 ms.
+        httpx2.post(url, content=json.dumps(entries), verify=False).raise_for_status()
 
     def read_counts(self) -> dict[str, int]:
         """Return the counts since the last script."""
-        found: dict[str, int] = httpx2.get(self.url.removesuffix("/v1") + "/stats").json()
+        url = self.url.removesuffix("/v1") + "/stats"
+        found: dict[str, int] = httpx2.get(url, verify=False).json()
         return found
 
 

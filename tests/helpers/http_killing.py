@@ -19,7 +19,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from mcp.types import LATEST_PROTOCOL_VERSION
 
 from .forking import forked_command
-from .http_service import ADDRESS
+from .http_service import ADDRESS, create_http_client
 from .server_connection import COMMAND, TEST_TIMEOUT_S
 from .server_killing import KillableServer, ServerKilled, StartServer
 
@@ -104,7 +104,7 @@ async def start_http_server(
     command = forked_command(*options) if is_forked else [COMMAND, *options]
     headers = {"Authorization": f"Bearer {token}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=TEST_TIMEOUT_S) as http,
+        create_http_client(headers=headers) as http,
         await anyio.open_process(command) as process,
         anyio.create_task_group() as tasks,
     ):

@@ -416,12 +416,18 @@ async def test_a_plan_is_the_result_of_its_task(world: World) -> None:
 # wrong requests -----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Taker]:
+    """A client of a server that no test changes."""
+    async with taking(World(tmp_path_factory.mktemp("tasks"))) as client:
+        yield client
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", ["r_unknown", "", "\x00", "../../x", "ü" * 10_000])
-async def test_unknown_tasks_are_refused(world: World, method: str, task: str) -> None:
-    async with taking(world) as client:
-        with pytest.raises(MCPError) as caught:
-            await client.about(method, task)
+async def test_unknown_tasks_are_refused(shared: Taker, method: str, task: str) -> None:
+    with pytest.raises(MCPError) as caught:
+        await shared.about(method, task)
     assert caught.value.error.code == INVALID_PARAMS
     assert len(caught.value.error.message) < 300
 
