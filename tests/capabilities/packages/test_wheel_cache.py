@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,24 @@ def test_a_wheel_that_grows_beyond_the_limit_is_refused(cache: WheelCache, tmp_p
     wheel = build_wheel(tmp_path, "demo", "1.0", {"demo.py": "#" * 2_000_000})
     with pytest.raises(CallFailed, match="more than 1,000,000 bytes"):
         cache.add(wheel, hash_wheel(wheel))
+    assert list(cache.root.iterdir()) == []
+
+
+def test_a_list_of_many_files_is_not_read_here(cache: WheelCache, tmp_path: Path) -> None:
+    wheel = tmp_path / "demo-1.0-py3-none-any.whl"
+    entry = struct.pack("<4s4B4H3L5H2L", b"PK\x01\x02", 20, 3, 20, *[0] * 8, 1, *[0] * 6)
+    listing = (entry + b"x") * 100_001
+    wheel.write_bytes(
+        listing + struct.pack("<4s4H2LH", b"PK\x05\x06", *[0] * 4, len(listing), 0, 0)
+    )
+    digest = hash_wheel(wheel)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CallFailed, match="more than 100,000 files"):
+            cache.add(wheel, digest)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
     assert list(cache.root.iterdir()) == []
 
 

@@ -1,7 +1,6 @@
 """Unpacked wheels by digest, which all sandboxes share and see read-only.
 
-Rule 1: nothing of a wheel runs here. It is unpacked as data: no links, no paths that lead out, no
-`.pth` files, bounded in size and number of files.
+Rule 1: nothing of a wheel runs here. A process of its own unpacks it as data (`wheel_unpacking`).
 Rule 2: a folder appears when all of it is there, and never changes.
 """
 
@@ -11,26 +10,25 @@ import os
 import re
 import secrets
 import shutil
-import stat
+import subprocess
+import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ...errors import CallFailed
+from .wheel_unpacking import FOLDER_MODE
 
 DIGEST = re.compile("[0-9a-f]{64}")
 DRAFT_PREFIX = ".draft-"
 MAX_DRAFT_AGE_S = 3600.0
-MAX_WHEEL_FILES = 100_000
-FOLDER_MODE = 0o755  # the sandbox's user is another one than the server's
-FILE_MODE = 0o644
+UNPACKING_MODULE = "mcpruntime_server.capabilities.packages.wheel_unpacking"
+UNPACKING_TIMEOUT_S = 300.0  # for a hundred thousand files, on a slow disk
+MAX_REASON_BYTES = 500
 READ_BYTES = 1 << 20
 BYTES_PER_MB = 1024 * 1024
-ROOT_SCHEMES = ("purelib", "platlib")  # of `NAME.data`, which belong beside the packages
-NOT_IMPORTABLE = (".pth",)  # that Python would execute
 
 
 @dataclass(frozen=True)
@@ -72,37 +70,32 @@ class WheelCache:
         draft.mkdir()
         try:
             self._unpack(wheel, draft)
-            for each in (draft, *filter(Path.is_dir, draft.rglob("*"))):
-                each.chmod(FOLDER_MODE)  # whatever the umask of the server
             try:
                 draft.rename(self.root / digest)
             except OSError:  # another server was faster
                 if not self.has(digest):
                     raise
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as exc:
+        except (OSError, ValueError) as exc:
             raise CallFailed("protocol", f"{wheel.name} cannot be unpacked: {exc}") from exc
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _unpack(self, wheel: Path, folder: Path) -> None:
-        left = self._max_bytes
-        with zipfile.ZipFile(wheel) as archive:
-            entries = archive.infolist()
-            if len(entries) > MAX_WHEEL_FILES:
-                raise ValueError(f"it has more than {MAX_WHEEL_FILES:,} files")
-            for entry in entries:
-                path = place_entry(entry)
-                if path is None:
-                    continue
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as source, target.open("xb") as file:
-                    while data := source.read(READ_BYTES):
-                        left -= len(data)
-                        if left < 0:
-                            raise ValueError(f"it has more than {self._max_bytes:,} bytes")
-                        file.write(data)
-                target.chmod(FILE_MODE)
+        command = [sys.executable, "-P", "-m", UNPACKING_MODULE, str(wheel), str(folder)]
+        command.append(str(self._max_bytes))
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=UNPACKING_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"it takes more than {UNPACKING_TIMEOUT_S:g} s") from None
+        if done.returncode:
+            reason = done.stderr[-MAX_REASON_BYTES:].decode("utf-8", "replace").strip()
+            raise ValueError(reason or "the process that unpacks it has ended")
 
     def list_wheels(self) -> list[CachedWheel]:
         """Return all wheels, the most recently used first."""
@@ -128,28 +121,6 @@ class WheelCache:
 def list_wheel_digests(root: Path) -> set[str]:
     """Return the digests of the wheels in a cache, which may not exist."""
     return set(filter(DIGEST.fullmatch, os.listdir(root))) if root.is_dir() else set()
-
-
-def place_entry(entry: zipfile.ZipInfo) -> PurePosixPath | None:
-    """Return the path of a wheel's file below the package folder; None if it is left out.
-
-    Raises `ValueError` if it is no plain file inside the wheel.
-    """
-    name = entry.filename
-    if entry.is_dir():
-        return None
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    path = PurePosixPath(name)
-    is_inside = not path.is_absolute() and ".." not in path.parts and "\\" not in name
-    if kind not in (0, stat.S_IFREG) or not is_inside or "\0" in name or ":" in path.parts[0]:
-        raise ValueError(f"{name!r:.100} is not a file inside it")
-    if path.suffix in NOT_IMPORTABLE:
-        return None
-    if path.parts[0].endswith(".data"):
-        if len(path.parts) < 3 or path.parts[1] not in ROOT_SCHEMES:
-            return None  # scripts, headers, data
-        path = PurePosixPath(*path.parts[2:])
-    return path
 
 
 def hash_wheel(path: Path) -> str:
