@@ -29,6 +29,7 @@ from ..capabilities.knowledge.resource_provider import (
     ResourceListing,
 )
 from ..capabilities.knowledge.service import KnowledgeService, open_knowledge
+from ..capabilities.large_calls import open_large_calls
 from ..capabilities.llm.model_process import open_model_process
 from ..capabilities.llm.model_service import ModelService, select_backend
 from ..capabilities.own_credentials import OwnCredentials
@@ -252,6 +253,7 @@ async def open_app(
             open_tools(config, package_changes.record_change, credentials_url) as catalog,
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,
+            open_large_calls() as large_calls,
             AsyncExitStack() as optional,
         ):
             observers = Observers(create_observers(catalog))
@@ -345,6 +347,7 @@ async def open_app(
                     find_fetchers=catalog.find_fetchers,
                     web_rules=config.network.rules,
                     observers=observers,
+                    read_large_call=large_calls.read,
                 ) as runtime:
 
                     @cache
@@ -414,6 +417,7 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
     return Route(
         catalog.call_tool,
         catalog.effect,
+        takes_encoded=True,
         prepare=catalog.prepare_call,
         verdict_for=decide,
         is_open_world=catalog.is_open_world,

@@ -15,8 +15,9 @@ of an existing field changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
@@ -388,6 +389,37 @@ class EncodedJson:
         return decode_json(self.data.decode("ascii"))
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedArguments(EncodedJson, Mapping[str, Any]):
+    """Large arguments of a call as canonical JSON, decoded only if something looks into them.
+
+    `journaled` is that text as an event has it: as a JSON string. `shown` is the call as a client
+    sees it.
+    """
+
+    names: tuple[str, ...]
+    digest: str  # of the text
+    journaled: bytes
+    shown: str
+
+    @cached_property
+    def _decoded(self) -> dict[str, Any]:
+        decoded: dict[str, Any] = self.decode()
+        return decoded
+
+    def __getitem__(self, name: str) -> Any:
+        return self._decoded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def _decode_encoded(value: Any) -> Any:
     if isinstance(value, EncodedJson):
         return value.decode()
@@ -455,6 +487,17 @@ def canonical_json(value: Any) -> str:
     `ValueError` on anything that is not JSON data.
     """
     return _encode_checked(_encode_sorted, value)
+
+
+def arguments_text(args: Mapping[str, Any]) -> str:
+    """Return the arguments of a call as canonical JSON; raises `ValueError`."""
+    encoded = find_encoded(args)
+    return canonical_json(args) if encoded is None else encoded.data.decode("ascii")
+
+
+def find_encoded(args: Mapping[str, Any]) -> EncodedArguments | None:
+    """Return arguments if they are large ones that nobody has decoded."""
+    return args if isinstance(args, EncodedArguments) else None
 
 
 def _encode_checked(encode: Callable[[Any], str], value: Any) -> str:

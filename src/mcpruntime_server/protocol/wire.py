@@ -50,6 +50,7 @@ CHUNK_BYTES = 256 * 1024  # file content or output in one frame, so that other m
 MAX_CHUNK_BYTES = 1024 * 1024  # of a frame with such a chunk
 MAX_CONTROL_BYTES = 64 * 1024  # of a message that only says what has happened
 MAX_DATA_BYTES = 8 * 1024 * 1024  # of a message with data or names that code chooses
+LARGE_CALL_BYTES = 256 * 1024  # of JSON in a call; more is not decoded on the event loop
 MAX_CALL_JSON_BYTES = 4 * 1024 * 1024  # of a call without its payload
 MAX_HOST_BYTES = 512  # of a message with the name of a host
 MAX_VALUES = 250_000  # JSON values in such a message, those in arrays and objects included
@@ -299,6 +300,13 @@ class Call(Message):
             raise ValueError("its id or its line is impossible")
         if not 0 <= self.order < MAX_CALL_ORDER:
             raise ValueError("its order is impossible")
+
+
+def is_large_call(frame: bytes) -> bool:
+    """Return whether a frame is a `Call` with so much JSON that to decode it takes milliseconds."""
+    if frame[HEADER_BYTES - 1] != TYPE_CODES[Call] or len(frame) <= LARGE_CALL_BYTES:
+        return False
+    return frame.find(b"\n", HEADER_BYTES, LARGE_CALL_BYTES) < 0
 
 
 class CertificateRequest(Message):

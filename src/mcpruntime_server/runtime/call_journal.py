@@ -7,10 +7,17 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from ..errors import JournalFailed, JournalLimitReached
-from ..journal.events import CallError, CallFinished, CallStarted, CallSummary
+from ..journal.events import (
+    CallError,
+    CallFinished,
+    CallStarted,
+    CallSummary,
+    EncodedJson,
+    find_encoded,
+)
 from ..journal.recording import RecordedCall
 from ..journal.store import Journal
 from ..protocol.payloads import JsonObject
@@ -68,6 +75,10 @@ class CallJournal:
         `digest` is what `digest_args` returns for them, if that is known. Return the number of the
         call; raises `ValueError` if it cannot be journaled.
         """
+        journaled = args
+        if (encoded := find_encoded(call.args)) is not None:
+            digest = encoded.digest
+            journaled = cast("str", EncodedJson(encoded.journaled))  # the journal writes it as text
         occurrence = call.target, digest or digest_args(args)
         nth = self._occurrences[occurrence]
         self._occurrences[occurrence] += 1
@@ -78,7 +89,9 @@ class CallJournal:
         if (entry := self.ledger.find(call.call_id)) is not None:
             entry.effect = effect
         self._append_event(
-            CallStarted(number, call.target, args, effect, nth, call.line, is_listed, call.order)
+            CallStarted(
+                number, call.target, journaled, effect, nth, call.line, is_listed, call.order
+            )
         )
         return number
 

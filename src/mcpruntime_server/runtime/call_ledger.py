@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..journal.events import CallError, CallSummary
+from ..journal.events import CallError, CallSummary, find_encoded
 from ..journal.recording import RecordedCall
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_call
@@ -22,6 +22,7 @@ STATUS_BY_ERROR_KIND: Mapping[str, CallStatus] = {"denied": "denied", PLANNED_KI
 
 MAX_CALL_CHARS = 300  # of the arguments of one call, as a client sees them
 MAX_KEPT_CHARS = 2_000  # of the arguments of a call that is over
+MAX_ESCAPE_CHARS = 12  # that stand for one character in ASCII JSON
 SUBMIT_TARGET = "agent.submit"  # the call that submits an agent's answer
 
 
@@ -45,8 +46,11 @@ class LedgerEntry:
 
     def format(self) -> str:
         """Return the call as a client sees it."""
+        if self.shown:
+            return self.shown
         args = self.summary["args"] if self.summary else self.args
-        return self.shown or format_call(self.target, args, MAX_CALL_CHARS)
+        encoded = find_encoded(args)
+        return encoded.shown if encoded else format_call(self.target, args, MAX_CALL_CHARS)
 
     def forget_large_args(self) -> None:
         """Keep only what a client sees of large arguments: the journal has them.
@@ -54,7 +58,8 @@ class LedgerEntry:
         What has to be cut for a line of its own is formatted now, so that a result with many lines
         does not take long. Of calls that only read, most are just counted.
         """
-        size = measure_json(self.args, MAX_KEPT_CHARS)
+        is_encoded = find_encoded(self.args) is not None
+        size = MAX_KEPT_CHARS + 1 if is_encoded else measure_json(self.args, MAX_KEPT_CHARS)
         has_line = self.status != "ok" or self.effect != "read"
         if size > MAX_KEPT_CHARS or (size > MAX_CALL_CHARS and has_line):
             self.shown = self.format()
@@ -107,6 +112,15 @@ class CallLedger:
             self._submission = entry
         if entry is not self._submission:
             entry.forget_large_args()
+
+
+def measure_arguments(args: Mapping[str, Any], limit: int) -> int:
+    """Return about how many characters arguments have; no longer exact beyond `limit`."""
+    encoded = find_encoded(args)
+    if encoded is None:
+        return measure_json(args, limit)
+    least = len(encoded.data) // MAX_ESCAPE_CHARS
+    return least if least > limit else measure_json(dict(args), limit)
 
 
 def measure_json(value: Any, limit: int) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import anyio
 
 from ..errors import McpRuntimeError, ReplayDiverged
-from ..journal.events import canonical_json
+from ..journal.events import arguments_text
 from ..journal.recording import RecordedCall, Recording
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_stored_call
@@ -84,7 +84,7 @@ class Replayer:
             return await self._answer_live(call, call_journal)
         self._call_count += 1
         try:
-            args = canonical_json(call.args)
+            args = arguments_text(call.args)
         except ValueError as exc:
             message = f"{call.target}: the arguments are not JSON data: {exc}"
             error = {"kind": "invalid_arguments", "message": message, "data": None}

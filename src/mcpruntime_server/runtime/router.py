@@ -31,13 +31,15 @@ from ..journal.events import (
     Effect,
     EncodedJson,
     QuestionAnswered,
+    arguments_text,
     canonical_json,
+    find_encoded,
 )
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.payloads import JsonObject
 from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_surrogates
 from .call_journal import CallJournal, digest_args
-from .call_ledger import LedgerEntry, measure_json
+from .call_ledger import LedgerEntry, measure_arguments
 from .observer import NO_OBSERVERS, ObservedCall, Observers
 from .pending_questions import (
     APPROVAL_KIND,
@@ -93,6 +95,7 @@ class Route:
     effect_of: Callable[[str], Effect]  # what a call may change, known when `prepare` has returned
     is_listed: bool = True  # in the ledger
     max_args_chars: int | None = None  # of a call, roughly; None: as many as the link takes
+    takes_encoded: bool = False  # `handle` passes large arguments on without looking into them
     is_billed: bool = False  # somebody pays for a call, whatever it changes
     prepare: Callable[[str], Awaitable[None]] | None = None
     verdict_for: Callable[[str, Mapping[str, Any]], Verdict] = allow_always
@@ -328,7 +331,10 @@ class Router:
             # The arguments may follow from answers before: all of them must survive a crash now.
             await _sync_call_start(active)
         active.enter_scope()
-        return await self._find_route(active.target).handle(active.target, args)
+        route = self._find_route(active.target)
+        if find_encoded(args) is not None and not route.takes_encoded:
+            args = dict(args)
+        return await route.handle(active.target, args)
 
     # what may be called ---------------------------------------------------------------------------
 
@@ -453,18 +459,18 @@ async def _start_call(call: Call, route: Route, call_journal: CallJournal) -> in
     if route.prepare is not None:
         await route.prepare(call.target)
     limit = route.max_args_chars
-    if limit is not None and measure_json(call.args, limit) > limit:
+    if limit is not None and measure_arguments(call.args, limit) > limit:
         message = f"{call.target}: the arguments have more than {limit:,} characters."
         raise CallFailed("too_large", message)
     try:
-        args, digest = canonical_json(call.args), None
-        is_large = len(args) > MAX_TURN_CHARS
+        args, digest = arguments_text(call.args), None
+        is_large = find_encoded(call.args) is None and len(args) > MAX_TURN_CHARS
         if is_large:  # each step takes the event loop some milliseconds: no two at once
             digest = await to_thread.run_sync(digest_args, args)
         number = call_journal.start_call(
             call, args, route.effect_of(call.target), is_listed=route.is_listed, digest=digest
         )
-        if is_large:
+        if len(args) > MAX_TURN_CHARS:
             await checkpoint()
         return number
     except ValueError as exc:

@@ -27,6 +27,7 @@ from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow, Submi
 from ..journal.store import Journal
 from ..protocol import wire
 from ..sandbox import Backend
+from ..sandbox.link import LinkHelpers, ReadLargeCall
 from .environment import Environment
 from .input_provider import InputProvider
 from .observer import NO_OBSERVERS, Observers
@@ -530,13 +531,15 @@ async def open_runtime(
     find_fetchers: Callable[[], Sequence[str]] = tuple,
     web_rules: Sequence[str] = (),
     observers: Observers = NO_OBSERVERS,
+    read_large_call: ReadLargeCall | None = None,
 ) -> AsyncIterator[Runtime]:
     """Run sessions on `backend` until the context is left; then they are shut down.
 
     `get_spending` returns what a run has paid models, by the names that its usage has;
     `announce_code` is called with code and principal of every run before it starts.
     `approvals_command` is named to people who have to answer, what `find_fetchers` returns to code
-    that looks for a network. With `web_rules`, code may make web requests.
+    that looks for a network. With `web_rules`, code may make web requests. `read_large_call` reads
+    calls that would hold the event loop.
     """
     setup = wire.Setup(
         version=wire.PROTOCOL_VERSION,
@@ -562,10 +565,9 @@ async def open_runtime(
         question_expires_s=question_expires_s,
         approvals_command=approvals_command,
     )
+    helpers = LinkHelpers(router.supply_reply, read_large_call)
     async with anyio.create_task_group() as pool_tasks:
-        pool = SandboxPool(
-            backend, setup, sandbox.pool_size, pool_tasks, observers, router.supply_reply
-        )
+        pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks, observers, helpers)
         pool_tasks.start_soon(pool.fill_after_delay)
         services = SessionServices(
             journal=journal,

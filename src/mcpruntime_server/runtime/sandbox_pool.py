@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from ..errors import McpRuntimeError, SandboxFailed
 from ..protocol import wire
 from ..sandbox import Backend
-from ..sandbox.link import SandboxLink, SupplySandbox, open_link, supply_nothing
+from ..sandbox.link import NO_HELPERS, LinkHelpers, SandboxLink, open_link
 from .observer import NO_OBSERVERS, Observers
 
 VERSION_TIMEOUT_S = 3.0  # for the first sandbox; a client waits, and some do not wait longer
@@ -64,10 +64,10 @@ class SandboxPool:
         size: int,
         tasks: TaskGroup,
         observers: Observers = NO_OBSERVERS,
-        supply: SupplySandbox = supply_nothing,
+        helpers: LinkHelpers = NO_HELPERS,
     ) -> None:
         self._observers = observers
-        self._supply = supply
+        self._helpers = helpers
         self._backend = backend
         self._setup = setup
         self._size = size
@@ -147,7 +147,7 @@ class SandboxPool:
         """Open one sandbox and keep it until its slot is released."""
         is_ready = False
         try:
-            async with open_link(self._backend, self._setup, self._supply) as link:
+            async with open_link(self._backend, self._setup, self._helpers) as link:
                 slot = SandboxSlot(link)
                 is_ready = True
                 self._starting -= 1

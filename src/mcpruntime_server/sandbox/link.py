@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +45,22 @@ PROMOTE_TIMEOUT_S = 20.0  # longer than the three timeouts of the supervisor tha
 
 
 SupplySandbox = Callable[[SandboxChannel, wire.Call, wire.Reply], Awaitable[wire.Reply]]
+ReadLargeCall = Callable[[memoryview], Awaitable[wire.Call]]  # of the body of a frame
 
 
-async def supply_nothing(channel: SandboxChannel, call: wire.Call, reply: wire.Reply) -> wire.Reply:
-    """Return a reply that names nothing which the sandbox needs."""
-    return reply
+@dataclass(frozen=True)
+class LinkHelpers:
+    """What a link has done elsewhere.
+
+    `supply` brings into the sandbox what a reply names, and returns what is sent instead.
+    `read_large_call` returns a call without decoding its arguments here; it raises `WireError`.
+    """
+
+    supply: SupplySandbox | None = None
+    read_large_call: ReadLargeCall | None = None
+
+
+NO_HELPERS = LinkHelpers()
 
 
 @dataclass
@@ -71,7 +81,7 @@ class SandboxLink:
         max_checkpoints: int,
         task_group: TaskGroup,
         authority: CertificateAuthority | None = None,
-        supply: SupplySandbox = supply_nothing,
+        helpers: LinkHelpers = NO_HELPERS,
     ) -> None:
         self._task_group = task_group
         self._call_tasks = TaskPool(task_group)
@@ -86,7 +96,7 @@ class SandboxLink:
         self._promotion: _Promotion | None = None
         self._execution: Execution | None = None
         self._authority = authority
-        self._supply = partial(supply, channel)
+        self._helpers = helpers
         self._files = FileReception()
         self._interpreter = InterpreterState()
 
@@ -340,13 +350,18 @@ class SandboxLink:
             self._protocol.send(message)
             self._writer.write(data)
 
+    async def _supply(self, call: wire.Call, reply: wire.Reply) -> wire.Reply:
+        supply = self._helpers.supply
+        return reply if supply is None else await supply(self._channel, call, reply)
+
     async def _read_loop(self) -> None:
-        decoder = wire.MessageDecoder()
+        splitter = wire.FrameSplitter()
         while data := await self._channel.receive():
             try:
                 turn = LinkTurn()
-                for message in decoder.iter_messages(data):
-                    self._route(message, decoder.frame_bytes)
+                for code, frame in splitter.iter_frames(data):
+                    message = await self._decode(code, frame)
+                    self._route(message, len(frame))
                     turn.count_message(message)
                     while self._is_reader_to_wait():
                         self._reader_may_go_on = anyio.Event()
@@ -359,6 +374,13 @@ class SandboxLink:
                 self.fail(f"it broke the protocol ({exc})")
                 return
         self.fail("")
+
+    async def _decode(self, type_code: int, frame: bytes) -> wire.Message:
+        """Return the message in a frame; raises `WireError`."""
+        read_large = self._helpers.read_large_call
+        if read_large is not None and wire.is_large_call(frame):
+            return await read_large(memoryview(frame)[wire.HEADER_BYTES :])
+        return wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
 
     def _is_reader_to_wait(self) -> bool:
         """Return whether the sandbox has to wait until calls are answered, and answers read.
@@ -427,11 +449,9 @@ class SandboxLink:
 
 @asynccontextmanager
 async def open_link(
-    backend: Backend, setup: wire.Setup, supply: SupplySandbox = supply_nothing
+    backend: Backend, setup: wire.Setup, helpers: LinkHelpers = NO_HELPERS
 ) -> AsyncIterator[SandboxLink]:
     """Start a sandbox and wait until its supervisor answers.
-
-    `supply` brings into the sandbox what a reply names, and returns what is sent instead.
 
     Raises what `Backend.open_channel` raises, and `SandboxFailed`.
     """
@@ -446,7 +466,7 @@ async def open_link(
         backend.open_channel(first_bytes) as channel,
         anyio.create_task_group() as task_group,
     ):
-        link = SandboxLink(channel, setup.max_checkpoints, task_group, authority, supply)
+        link = SandboxLink(channel, setup.max_checkpoints, task_group, authority, helpers)
         try:
             await link.start(setup)
             yield link

@@ -131,7 +131,7 @@ async def test_it_goes_on_after_its_process_has_ended(answers: LargeAnswers) -> 
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     contract = ToolContract(prepare_schema(schema), is_wrapped=False)
     assert (await read(answers, structured({"a": 1}), contract)).value == {"a": 1}
-    process = answers._process
+    process = answers._process._process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     assert (await read(answers, structured({"a": 2}), contract)).value == {"a": 2}

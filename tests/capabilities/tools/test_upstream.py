@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ import anyio
 import pytest
 import uvicorn
 
+from mcpruntime_server.capabilities.large_calls import open_large_calls
+from mcpruntime_server.capabilities.tools.large_answers import LargeValue
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
+from mcpruntime_server.journal.events import find_encoded
+from mcpruntime_server.protocol import wire
 from tests.upstreams import own_server
 
 SOON = 30.0  # seconds; only a test that fails waits so long
@@ -341,6 +345,27 @@ class TestSecrets:
             assert "I cannot go on" in caught.value.remedy
 
 
+async def encode_arguments(text: str) -> Mapping[str, Any]:
+    """Return large arguments as a call from a sandbox has them."""
+    call = wire.Call(1, 1, "tools.lively.echo", {"text": text})
+    async with open_large_calls() as calls:
+        args = (await calls.read(wire.encode_message(call)[wire.HEADER_BYTES :])).args
+    assert find_encoded(args) is not None
+    return args
+
+
+def decode_value(value: Any) -> Any:
+    """Return a large value as data, without the wrapper of a tool that is not listed yet."""
+    assert isinstance(value, LargeValue)
+    found = value.decode()
+    return found["result"] if isinstance(found, dict) else found
+
+
+async def test_large_arguments_arrive_as_they_are(lively: Upstream) -> None:
+    text = '\n"\\\u20ac' * 150_000
+    assert decode_value(await lively.call_tool("echo", await encode_arguments(text))) == text
+
+
 class WebServer:
     """The server `lively` over HTTP in this process; a restart keeps its port."""
 
@@ -373,7 +398,11 @@ class WebServer:
                     )
                     await send({"type": "http.response.body", "body": b""})
                     return
-                body = (await receive())["body"]
+                body, has_more = b"", True
+                while has_more:
+                    message = await receive()
+                    body += message["body"]
+                    has_more = message["more_body"]
                 if self.legacy and b"server/discover" in body:
                     await send({"type": "http.response.start", "status": 404, "headers": []})
                     await send({"type": "http.response.body", "body": b""})
@@ -408,6 +437,16 @@ class TestHttp:
             assert await upstream.call_tool("echo", {"text": "hello"}) == "hello"
             assert await upstream.call_tool("echo", {"text": "a t0ken-t0ken b"}) == "a *** b"
         assert all(headers[b"authorization"] == b"Bearer t0ken-t0ken" for headers in web.headers)
+
+    async def test_large_arguments_arrive_as_they_are(self, tmp_path: Path) -> None:
+        web = WebServer()
+        text = '\n"\\\u20ac' * 150_000
+        async with (
+            web.running(),
+            one(UpstreamSettings.from_mapping({"url": web.url}), tmp_path) as up,
+        ):
+            assert decode_value(await up.call_tool("echo", await encode_arguments(text))) == text
+            assert await up.call_tool("echo", {"text": "small"}) == "small"
 
     async def test_refused_credentials_are_reported_as_such(self, tmp_path: Path) -> None:
         web = WebServer()

@@ -1,21 +1,15 @@
 """The requests to the process that reads large answers, and its replies; see `large_answers`.
 
-A frame is `length of the head (4 bytes, big endian) | length of the body | head (JSON) | body`. The
-body of a request is the answer of the upstream as it came, that of a reply is JSON in ASCII.
+The body of a request is the answer of the upstream as it came, that of a reply is JSON in ASCII.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from ...protocol.payloads import JsonObject
-
-PREFIX = struct.Struct(">II")
-MAX_HEAD_BYTES = 4 * 1024 * 1024  # with the schema of a tool
 
 
 class ResultRequest(TypedDict):
@@ -66,9 +60,3 @@ class AnswerReply(TypedDict, total=False):
     data: Any
     shape: JsonObject
     next_cursor: str | None
-
-
-def encode_frame(head: Any, body_bytes: int) -> bytes:
-    """Return the beginning of a frame, which its body follows."""
-    encoded = json.dumps(head).encode()
-    return PREFIX.pack(len(encoded), body_bytes) + encoded

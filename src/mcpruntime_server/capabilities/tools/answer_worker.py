@@ -1,15 +1,11 @@
 """The process that reads the large answers of an upstream; see `large_answers`.
 
 Parsing, comparing and encoding megabytes holds the interpreter's lock, so a thread would keep the
-event loop waiting as well. The process ends with its stdin, after a while without work, and when an
-answer takes more processor time than the limit.
+event loop waiting as well.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +16,10 @@ from ...journal.events import encode_json
 from ...protocol.json_limits import is_nested_deeper
 from ...protocol.payloads import JsonObject
 from ...protocol.wire import MAX_DATA_DEPTH
+from ..framed_worker import serve_requests
 from ..json_schemas import compile_schema, find_violation
 from ..redaction import Credentials
-from ..schema_worker import limit_process, limit_processor_time
-from .answer_protocol import PREFIX, AnswerReply, PageRequest, ResultRequest, encode_frame
+from .answer_protocol import AnswerReply, PageRequest, ResultRequest
 from .message_limits import LARGE_BYTES, LimitExceeded, check_content, parse_upstream_message
 from .observed_shapes import infer_shape
 from .tool_results import error_message, error_texts, tool_result_data
@@ -31,7 +27,6 @@ from .tool_results import error_message, error_texts, tool_result_data
 if TYPE_CHECKING:
     from jsonschema_rs import Validator
 
-IDLE_S = 60.0
 MAX_ERROR_CHARS = 2_000
 MAX_ERROR_DATA_CHARS = 64_000  # of the JSON of an error's data; more is left out
 MISSING_CONTENT = "there is no structured content, although it has an output schema"
@@ -146,40 +141,9 @@ def bound_tool(item: Any, max_parts: int) -> Any:
     return bounded.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def read_exactly(size: int) -> bytearray:
-    """Return so many bytes of stdin; raises `EOFError` if it ends before."""
-    data = bytearray()
-    while len(data) < size:
-        piece = os.read(0, size - len(data))
-        if not piece:
-            raise EOFError
-        data += piece
-    return data
-
-
-def write_all(data: bytes) -> None:
-    """Write to stdout."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(1, rest) :]
-
-
 def main() -> None:
     """Read answers until there are no more."""
-    limit_process()
-    worker = AnswerWorker()
-    while select.select([0], [], [], IDLE_S)[0]:
-        try:
-            head_bytes, body_bytes = PREFIX.unpack(read_exactly(PREFIX.size))
-            request = json.loads(read_exactly(head_bytes))
-            answer = bytes(read_exactly(body_bytes))
-        except EOFError:
-            return
-        limit_processor_time()
-        reply, body = worker.read(request, answer)
-        del answer
-        write_all(encode_frame(reply, len(body)))
-        write_all(body)
+    serve_requests(AnswerWorker().read)
 
 
 if __name__ == "__main__":

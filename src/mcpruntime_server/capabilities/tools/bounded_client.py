@@ -30,6 +30,7 @@ from .message_limits import (
     check_result,
     parse_upstream_message,
 )
+from .spliced_arguments import SplicedArguments
 from .stashed_answers import StashedAnswers, encode_answer
 from .unrequested_messages import DROPPED_COST, MessageFilter
 
@@ -45,10 +46,16 @@ class BoundedClient(httpx2.AsyncClient):
     """The client for one upstream; a body may take `body_timeout_s`."""
 
     def __init__(
-        self, messages: MessageFilter, stash: StashedAnswers, body_timeout_s: float, **options: Any
+        self,
+        messages: MessageFilter,
+        stash: StashedAnswers,
+        spliced: SplicedArguments,
+        body_timeout_s: float,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self._stash = stash
+        self._spliced = spliced
         self.headers["accept-encoding"] = "identity"
         self._messages = messages
         self._body_timeout_s = body_timeout_s
@@ -58,7 +65,8 @@ class BoundedClient(httpx2.AsyncClient):
     ) -> httpx2.Response:
         """Send a request, and return a response within the limits."""
         add_trace_context(request.headers)
-        response = await super().send(request, stream=True, **options)
+        sent = self._spliced.fill_in(request)
+        response = await super().send(sent, stream=True, **options)
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             if response.headers.get("content-encoding", "identity").lower() != "identity":

@@ -237,7 +237,7 @@ class Catalog:
             with suppress(CallFailed):
                 await self._views.load_live_view(server)
 
-    async def call_tool(self, target: str, args: JsonObject) -> Any:
+    async def call_tool(self, target: str, args: Mapping[str, Any]) -> Any:
         """Call the tool that `target` (`tools.<server>.<tool>`) names; raises `CallFailed`."""
         _, name, tool_name = (*target.split(".", 2), "", "")[:3]
         server = await self._servers.find_for_call(name)

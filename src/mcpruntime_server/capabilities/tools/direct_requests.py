@@ -24,6 +24,7 @@ from anyio.lowlevel import checkpoint
 from mcp import Client, MCPError, types
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from ...journal.events import EncodedArguments, find_encoded
 from ...protocol.payloads import JsonObject
 from ..trace_context import add_trace_context
 from .large_answers import (
@@ -46,7 +47,7 @@ LIST_METHODS = {
 }
 CLOSED_MESSAGE = "Connection closed"  # the SDK's message if the connection has ended
 
-WriteLine = Callable[[bytes], Awaitable[None]]
+WriteLine = Callable[..., Awaitable[None]]  # gets the line in pieces
 ReadLarge = Callable[[int, bytes | bytearray], Awaitable[Any]]  # of a request, by its id
 
 
@@ -112,17 +113,20 @@ class DirectRequests:
         params: Mapping[str, Any],
         timeout_s: float,
         read_large: ReadLarge | None = None,
+        arguments: EncodedArguments | None = None,
     ) -> Any:
         """Return the result of a request, or what `read_large` makes of a large answer.
 
-        Raises `MCPError`, and `ValueError` for an answer that could not be taken.
+        `arguments` are those of a call, where they are not in `params`. Raises `MCPError`, and
+        `ValueError` for an answer that could not be taken.
         """
         self._last_id += 1
         request_id = self._last_id
         request = self._open[request_id] = OpenRequest(self._loop.create_future(), read_large)
         timer = self._loop.call_later(timeout_s, self._expire, request_id)  # cheaper than a scope
         try:
-            await self._write({"id": request_id, "method": method, "params": params})
+            message = {"id": request_id, "method": method, "params": params}
+            await self._write(message, arguments)
             found = await request.answer
             while isinstance(found, LargeLine):
                 try:
@@ -209,15 +213,21 @@ class DirectRequests:
             except MCPError:
                 return  # nobody waits for the answer
 
-    async def _write(self, message: Mapping[str, Any]) -> None:
+    async def _write(
+        self, message: Mapping[str, Any], arguments: EncodedArguments | None = None
+    ) -> None:
         write_line = self._write_line
         if write_line is None:
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE)
         text = json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False, separators=(",", ":"))
         if len(text) > LARGE_BYTES:  # to encode it, and to write it, take some milliseconds each
             await checkpoint()
+        line = text.encode("utf-8", "replace") + b"\n"
+        pieces = [line]
+        if arguments is not None:  # the parameters are not empty, and they end the message
+            pieces = [line[:-3] + b',"arguments":', arguments.data, line[-3:]]
         try:
-            await write_line(text.encode("utf-8", "replace") + b"\n")
+            await write_line(*pieces)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             raise MCPError(types.CONNECTION_CLOSED, CLOSED_MESSAGE) from None
 
@@ -251,8 +261,11 @@ class DirectCalls:
         async def read_large(request_id: int, answer: bytes | bytearray) -> LargeResult:
             return await self._answers.read_result(request_id, answer, contract)
 
-        params = {"name": tool, "arguments": arguments, **self._describe_request()}
-        found = await self._requests.send("tools/call", params, timeout_s, read_large)
+        encoded = find_encoded(arguments)
+        params = {"name": tool, **self._describe_request()}
+        if encoded is None:
+            params["arguments"] = arguments
+        found = await self._requests.send("tools/call", params, timeout_s, read_large, encoded)
         if isinstance(found, LargeResult):
             return found
         if found.get("resultType") == "input_required":

@@ -10,40 +10,28 @@ time: meanwhile nothing more is taken from the upstream.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-from anyio.abc import Process
 from mcp import MCPError, types
 
 from ...journal.events import EncodedJson, decode_json
+from ..framed_process import FramedProcess
 from ..redaction import Credentials
-from ..schema_checks import EXIT_TIMEOUT_S, VARIABLES, PreparedSchema
+from ..schema_checks import PreparedSchema
 from .answer_protocol import (
-    MAX_HEAD_BYTES,
-    PREFIX,
     AnswerReply,
     PageRequest,
     ResultRequest,
-    encode_frame,
 )
 from .message_limits import LimitExceeded
 from .observed_shapes import Shape
 
 WORKER_MODULE = "mcpruntime_server.capabilities.tools.answer_worker"
 READ_TIMEOUT_S = 20.0  # for one answer, on a machine that may be busy; honest ones take 0.2 s
-WRITE_BYTES = 128 * 1024  # written at once, before others have their turn
 MAX_INLINE_BYTES = 64 * 1024  # a shorter value is decoded here
 MAX_GROWTH = 8  # an answer in UTF-8 becomes so many times longer in ASCII, at most
-
-ENDED_ERRORS = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class OtherAnswer(Exception):
@@ -100,8 +88,7 @@ class LargeAnswers:
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
-        self._process: Process | None = None
-        self._lock = anyio.Lock()
+        self._process = FramedProcess(WORKER_MODULE, READ_TIMEOUT_S, self._forget)
         self._known: set[int] = set()  # numbers of the schemas that the process has
         self._has_credentials = False
 
@@ -132,8 +119,8 @@ class LargeAnswers:
                 self._has_credentials = True
             return request
 
-        async with self._lock:
-            reply, body = await self._ask(build_request, answer)
+        reply: AnswerReply
+        reply, body = await self._process.ask(build_request, answer, MAX_GROWTH * len(answer))
         raise_problem(reply)
         if reply.get("asks_input"):
             message = "The tool asks for input, which a call from code cannot give."
@@ -160,54 +147,19 @@ class LargeAnswers:
             "max_bytes": bounds.max_bytes,
             "max_parts": bounds.max_parts,
         }
-        async with self._lock:
-            reply, body = await self._ask(lambda: request, answer)
+        reply: AnswerReply
+        reply, body = await self._process.ask(lambda: request, answer, MAX_GROWTH * len(answer))
         raise_problem(reply)
         return ListPage(body.split(b"\n") if body else (), reply["next_cursor"])
 
-    async def _ask(
-        self, build_request: Callable[[], Any], answer: bytes | bytearray
-    ) -> tuple[AnswerReply, bytes]:
-        """Return the reply of the process; raises `ValueError` if there is none."""
-        was_running = True
-        while was_running:  # one that had nothing to do may end at this moment
-            was_running = self._process is not None
-            try:
-                with anyio.fail_after(READ_TIMEOUT_S):
-                    process = await self._ensure_started()
-                    await _send_command(process, encode_frame(build_request(), len(answer)))
-                    await _send_command(process, answer)
-                    return await _receive_reply(process, MAX_GROWTH * len(answer))
-            except TimeoutError:
-                await self.close()
-                raise ValueError(f"reading it takes more than {READ_TIMEOUT_S:g} s") from None
-            except ENDED_ERRORS:
-                await self.close()
-            except BaseException:
-                await self.close()
-                raise
-        raise ValueError("the process that reads it has ended")
-
-    async def _ensure_started(self) -> Process:
-        if self._process is None:
-            command = [sys.executable, "-P", "-m", WORKER_MODULE]  # -P: import nothing from the cwd
-            environ = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-            self._process = await anyio.open_process(
-                command, env=environ, stderr=subprocess.DEVNULL
-            )
-        return self._process
-
     async def close(self) -> None:
         """End the process, if there is one."""
-        process, self._process = self._process, None
+        await self._process.close()
+
+    def _forget(self) -> None:
+        """Note that the process has ended, with all that it knew."""
         self._known.clear()
         self._has_credentials = False
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            process.kill()
-        with anyio.move_on_after(EXIT_TIMEOUT_S, shield=True):
-            await process.aclose()
 
 
 def raise_problem(reply: AnswerReply) -> None:
@@ -229,30 +181,3 @@ def parse_page(result: Mapping[str, Any], key: str, bounds: PageBounds) -> ListP
     if not isinstance(items, list) or not (cursor is None or isinstance(cursor, str)):
         raise ValueError(f"its page has no list of {key}")
     return ListPage(items[: bounds.max_items], cursor)
-
-
-async def _send_command(process: Process, data: bytes | bytearray) -> None:
-    assert process.stdin is not None
-    with memoryview(data) as whole:
-        for start in range(0, len(whole), WRITE_BYTES):
-            await process.stdin.send(bytes(whole[start : start + WRITE_BYTES]))
-
-
-async def _receive_reply(process: Process, max_bytes: int) -> tuple[AnswerReply, bytes]:
-    """Return a reply with a body of at most `max_bytes`."""
-    assert process.stdout is not None
-    data = bytearray()
-
-    async def fill(size: int) -> None:
-        while len(data) < size:
-            data.extend(await process.stdout.receive())  # type: ignore[union-attr]
-
-    await fill(PREFIX.size)
-    head_bytes, body_bytes = PREFIX.unpack(data[: PREFIX.size])
-    if head_bytes > MAX_HEAD_BYTES or body_bytes > max_bytes:
-        raise OSError("the reply is too long")
-    await fill(PREFIX.size + head_bytes)
-    head: AnswerReply = json.loads(data[PREFIX.size : PREFIX.size + head_bytes])
-    del data[: PREFIX.size + head_bytes]
-    await fill(body_bytes)
-    return head, bytes(data)

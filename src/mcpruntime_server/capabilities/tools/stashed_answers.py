@@ -23,6 +23,8 @@ from .message_limits import parse_for_sdk
 
 MAX_STASHED_S = 60.0  # the SDK passes an answer on in milliseconds
 STASH_KEY = "mcpruntime/answer"  # of the name, in the member `_meta`
+COMPLETE = {"resultType": "complete"}  # required in newer protocol revisions, ignored in older ones
+UNCACHED = {"ttlMs": 0, "cacheScope": "private"}  # likewise, of a list
 LIST_KEYS = {method: key for key, method in LIST_METHODS.items()}
 
 
@@ -52,11 +54,12 @@ class StashedAnswers:
             if method == "tools/call":
                 contract = self._find_contract(params["name"])
                 found = await self._answers.read_result(request_id, answer, contract)
-                result = {"content": [], **self._keep(found)}
+                result = {"content": [], **COMPLETE, **self._keep(found)}
             elif method in LIST_KEYS:
                 key = LIST_KEYS[method]
                 page = await self._answers.read_page(request_id, answer, key, self._bounds[key])
-                result = {key: [], "nextCursor": page.next_cursor, **self._keep(page)}
+                result = {key: [], "nextCursor": page.next_cursor, **COMPLETE, **UNCACHED}
+                result |= self._keep(page)
             else:
                 await anyio.to_thread.run_sync(parse_for_sdk, answer)
                 return bytes(answer)

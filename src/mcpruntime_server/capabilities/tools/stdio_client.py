@@ -34,6 +34,7 @@ from .process_cgroup import create_cgroup, enter_cgroup
 from .process_guardian import ProcessGuardian, make_mark
 from .unrequested_messages import MessageFilter
 
+MAX_TURN_BYTES = 256 * 1024  # written before others have their turn
 EXIT_GRACE_S = 2.0  # for a process to exit by itself, then again after SIGTERM and after SIGKILL
 EXIT_POLL_S = 0.01  # `Popen.wait` would block, and pidfds do not exist on all platforms
 DRAIN_CHUNKS = (
@@ -58,31 +59,36 @@ class UpstreamMessageWriter(AsyncResource):
         text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
         await self.send_line(text.encode("utf-8", "replace") + b"\n")
 
-    async def send_line(self, line: bytes) -> None:
-        """Write `line`; raises `anyio.BrokenResourceError` if the process no longer reads.
+    async def send_line(self, *pieces: bytes) -> None:
+        """Write a line in `pieces`; raises `anyio.BrokenResourceError` if the process is gone.
 
         If the sender is cancelled while the pipe is full, the next sender writes the rest.
         """
         if self._is_closed:
             raise anyio.ClosedResourceError
-        self._unsent.append(memoryview(line))
-        if len(self._unsent) == 1 and self._write_now():
+        is_first = not self._unsent
+        self._unsent.extend(map(memoryview, pieces))
+        if is_first and self._write_now():
             return
         async with self._flushing:
             while not self._write_now():
                 await anyio.wait_writable(self._stdin)
 
     def _write_now(self) -> bool:
-        """Write what fits into the pipe; return whether nothing is left."""
+        """Write what fits into the pipe and into one turn; return whether nothing is left."""
+        room = MAX_TURN_BYTES  # the pipe to a process that reads quickly is never full
         while self._unsent:
+            if room <= 0:
+                return False
             try:
-                rest = self._unsent[0][os.write(self._stdin, self._unsent[0]) :]
+                written = os.write(self._stdin, self._unsent[0][:room])
             except BlockingIOError:
                 return False
             except OSError as exc:
                 self._unsent.clear()
                 raise anyio.BrokenResourceError from exc
-            if rest:
+            room -= written
+            if rest := self._unsent[0][written:]:
                 self._unsent[0] = rest
             else:
                 self._unsent.popleft()

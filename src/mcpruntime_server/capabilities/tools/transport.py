@@ -23,6 +23,7 @@ from ..redaction import Credentials
 from .bounded_client import BODY_TIME_FACTOR, BoundedClient
 from .credentials import reveal_secrets
 from .direct_requests import DirectRequests
+from .spliced_arguments import SplicedArguments
 from .stashed_answers import StashedAnswers
 from .stderr_log import open_stderr_log
 from .stdio_client import open_stdio_client
@@ -40,11 +41,13 @@ class TransportState:
     `ended` is set when no more messages can arrive. `http_status` is that of the last refused
     request. `is_session_expired` means that an HTTP server no longer knows the session; the
     protocol then requires a new one. A child process takes `direct_requests`; over HTTP, large
-    answers are in the `stash`. `messages` has the limits of what the server sends.
+    answers are in the `stash`, and large arguments are `spliced` in. `messages` has the limits of
+    what the server sends.
     """
 
     messages: MessageFilter
     stash: StashedAnswers
+    spliced: SplicedArguments = field(default_factory=SplicedArguments)
     ended: anyio.Event = field(default_factory=anyio.Event)
     http_status: int = 0
     is_session_expired: bool = False
@@ -108,6 +111,7 @@ async def _open_http(
     client = BoundedClient(
         state.messages,
         state.stash,
+        state.spliced,
         BODY_TIME_FACTOR * settings.timeout_s,
         headers=reveal_secrets(settings.headers),
         timeout=httpx2.Timeout(CONNECT_TIMEOUT_S, read=settings.timeout_s + MAX_SILENCE_S),

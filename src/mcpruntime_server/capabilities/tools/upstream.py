@@ -18,7 +18,6 @@ from mcp import Client, types
 
 from ...config import UpstreamSettings
 from ...errors import CallFailed
-from ...protocol.payloads import JsonObject
 from ..redaction import Credentials
 from .catalogue_cache import Catalogue, CatalogueCache, catalogue_key
 from .connection_supervisor import (
@@ -205,7 +204,7 @@ class Upstream:
 
     # calls ----------------------------------------------------------------------------------------
 
-    async def call_tool(self, tool: str, arguments: JsonObject) -> Any:
+    async def call_tool(self, tool: str, arguments: Mapping[str, Any]) -> Any:
         """Call `tool`, by its upstream's own name, and return JSON data; raises `CallFailed`.
 
         Large data are a `LargeValue`.

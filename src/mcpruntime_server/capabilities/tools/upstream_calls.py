@@ -7,8 +7,8 @@ Rule 3: no message contains arguments, environment variables, headers or a URL.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import anyio
 from mcp import MCPError, types
@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from ...config import UpstreamSettings
 from ...errors import CallFailed
 from ...journal.call_scope import current_reply_room
-from ...protocol.payloads import JsonObject
 from ..redaction import Credentials
 from .connection_supervisor import MAX_MESSAGE_CHARS, ConnectionSupervisor
 from .direct_requests import CLOSED_MESSAGE
@@ -72,7 +71,7 @@ class UpstreamCalls:
         self._used_at = anyio.current_time()
 
     async def call_tool(
-        self, tool: str, arguments: JsonObject
+        self, tool: str, arguments: Mapping[str, Any]
     ) -> types.CallToolResult | LargeResult:
         """Return the result of a call; only a large one is without credentials already.
 

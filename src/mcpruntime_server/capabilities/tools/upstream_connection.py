@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 from mcp import Client, MCPError, types
 
-from ...protocol.payloads import JsonObject
 from .direct_requests import DirectCalls
 from .large_answers import LargeResult, ListPage, PageBounds, ToolContract
 from .paged_lists import RESOURCES, TOOLS
@@ -25,11 +26,12 @@ class UpstreamConnection:
     timeout_s: float  # of a request
 
     async def call_tool(
-        self, tool: str, arguments: JsonObject, contract: ToolContract
+        self, tool: str, arguments: Mapping[str, Any], contract: ToolContract
     ) -> types.CallToolResult | LargeResult:
         """Return the result of a call; raises what the client raises."""
         if self.direct_calls is None:
-            result = await self.client.call_tool(tool, arguments, self.timeout_s)
+            with self.transport.spliced.stand_in(arguments) as sent:
+                result = await self.client.call_tool(tool, sent, self.timeout_s)
             found = self.transport.stash.take(result.meta)
             return found if isinstance(found, LargeResult) else result
         return await self.direct_calls.call_tool(tool, arguments, self.timeout_s, contract)
