@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import socket
 import tempfile
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -32,6 +34,7 @@ from mcpruntime_server.capabilities.skills.guides import parse_front_matter
 from mcpruntime_server.capabilities.skills.skill_packages import find_packages
 from mcpruntime_server.capabilities.web.web_requests import (
     check_address,
+    check_body,
     check_headers,
     summarize_request,
 )
@@ -46,6 +49,7 @@ from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.output_buffer import OutputBuffer
 from mcpruntime_server.runtime.run_history import load_recorded_run
 from mcpruntime_server.runtime.run_report import RunReport, validate_value
+from mcpruntime_server.sandboxed.kernel import web_proxy
 from mcpruntime_server.sandboxed.library.packages import find_script_dependencies
 from mcpruntime_server.server.result_format import (
     build_run_result,
@@ -75,6 +79,7 @@ MAX_QUERY_BYTES = 60_000  # more is refused before it is read
 MAX_PROBLEM_BYTES = 20_000
 MAX_OUTCOME_CHARS = 1_000
 MAX_SUMMARY_CHARS = 70_000
+MAX_PROXY_BYTES = 400_000  # sent to a proxy at once
 MAX_LINES = 2_000  # of a page that shows output
 MAX_MARKUP_CHARS = 30_000  # of a line, without elements
 IMPORTS_PER_JOURNAL = 300
@@ -473,6 +478,13 @@ WEB_CALLS = (
         "target": "web.POST localhost:8080",
         "args": {"url": "http://localhost:8080/axbyc", "body": {"base64": "YWJj"}},
     },
+    {
+        "target": "web.POST localhost:8080",
+        "args": {
+            "url": "http://localhost:8080/axbyc",
+            "body": {"pieces": ["a" * 64, "b" * 64], "size": 300_000},
+        },
+    },
     {"target": "web.GET [::1]:8443", "args": {"url": "https://[::1]:8443/", "body": None}},
     {"target": "web.PUT a.b.example.org", "args": {"url": "https://a.b.example.org/?q=%2e%2e"}},
 )
@@ -499,11 +511,89 @@ async def ask_for_address(data: bytes) -> str:
     assert not re.search(rb"[\r\n\0]", b"".join(part for header in headers for part in header))
     assert not re.search("[\r\n\0 ]", address.url)
     assert (urlsplit(address.url).hostname or "") == address.host
+    with suppress(CallFailed):
+        check_body(args.get("body"))
     assert len(json.dumps(summarize_request(address, args.get("body")))) <= MAX_SUMMARY_CHARS
     matching = [rule.host for rule in rules[: len(WEB_RULES)] if rule.matches(method, address)]
     for host in matching:
         assert address.host == host or address.host.endswith(host.lstrip("*"))
     return f"{method} {matching}"
+
+
+PROXY_REQUESTS = (
+    b"GET http://localhost:8080/a?b=c HTTP/1.1\r\nHost: localhost:8080\r\nX-A: b\r\n\r\n",
+    b"POST http://api.example.com/v1 HTTP/1.1\r\nContent-Length: 5\r\n"
+    b"Expect: 100-continue\r\n\r\nabc\xffe",
+    b"PUT http://[::1]:8080/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\nConnection: X-A, close\r\n"
+    b"X-A: b\r\n\r\n3;x=y\r\nabc\r\n400\r\n" + b"d" * 1024 + b"\r\n0\r\nTrailer: 1\r\n\r\n",
+    b"HEAD HTTP://A.B.Example.ORG:80 HTTP/1.1\r\nhost:a.b.example.org\r\n\r\n"
+    b"GET http://a.b.example.org/ HTTP/1.1\r\n\r\n",
+    b"CONNECT api.example.com:443 HTTP/1.1\r\n\r\n",
+    b"RELEASE * HTTP/1.1\r\n\r\n",
+)
+
+
+class HostSide:
+    """Reads the calls of a web proxy as the host does; each answer repeats the headers."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def call_host(
+        self,
+        waiter: Any,
+        client: Any,
+        target: str,
+        args: dict[str, Any],
+        data: bytes = b"",
+        order: int = 0,
+    ) -> wire.Reply:
+        """Return the answer to a call; raises `CallRefused` as the host words it."""
+        sent = wire.Call(1, 0, target, args, data=data, order=order)
+        [call] = wire.MessageDecoder().decode_messages(wire.encode_message(sent))
+        assert call == sent
+        if target == web_proxy.UPLOAD_TARGET:
+            assert 0 < len(data) <= web_proxy.MAX_INLINE_BYTES
+            return wire.Reply(1, sha256(data).hexdigest())
+        assert isinstance(sent.args["url"], str)
+        try:
+            method, address = check_address(target, args)
+            headers = check_headers(args["headers"])
+            check_body(args.get("body"))
+        except CallFailed as exc:
+            self.outcomes.append(str(exc))
+            raise web_proxy.CallRefused(exc.kind, str(exc)) from None
+        assert not re.search(rb"[\r\n\0]", b"".join(part for header in headers for part in header))
+        assert len(json.dumps(summarize_request(address, args.get("body")))) <= MAX_SUMMARY_CHARS
+        self.outcomes.append(f"{method} {sorted(args)}")
+        shown = [[name.decode(), value.decode("latin-1")] for name, value in headers]
+        body = {"text": ""} if "pieces" in args.get("body", {}) else args.get("body")
+        return wire.Reply(1, {"status": 200, "reason": "OK", "headers": shown, "body": body})
+
+    def request_certificate(self, waiter: Any, host: str) -> str:
+        """Return that there is none."""
+        self.outcomes.append("a tunnel")
+        return ""
+
+
+async def serve_connection(data: bytes) -> str:
+    """Send what is no request, or several, to the proxy of a sandbox."""
+    ours, theirs = socket.socketpair()
+    host: Any = HostSide()
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_PROXY_BYTES)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * MAX_PROXY_BYTES)
+        ours.sendall(data[:MAX_PROXY_BYTES])
+        ours.shutdown(socket.SHUT_WR)
+        kept = web_proxy.KeptConnections()
+        contexts = web_proxy.TlsContexts(host, "", "")
+        web_proxy.ClientConnection(theirs, ("127.0.0.3", 1), host, contexts, kept).serve()
+        assert theirs.fileno() == -1
+        answer = b""
+        with suppress(ConnectionResetError):  # not all that was sent has been read
+            answer = b"".join(iter(lambda: ours.recv(1 << 20), b""))
+    assert not answer or answer.startswith((b"HTTP/1.1 ", b"127.0.0."))
+    return " ".join([*host.outcomes, answer.partition(b"\r\n")[0].decode("latin-1")])
 
 
 # printed output ---------------------------------------------------------------------------------
@@ -556,5 +646,6 @@ TARGETS = {
     "web": Target(
         [json.dumps(each).encode() for each in WEB_CALLS], mutate_json_text, ask_for_address
     ),
+    "proxy": Target(PROXY_REQUESTS, mutate_bytes, serve_connection),
     "printed": Target(PRINTED, mutate_bytes, render_printed),
 }

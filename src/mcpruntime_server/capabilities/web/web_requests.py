@@ -117,7 +117,7 @@ class WebRequests:
         """Send a request and return its answer, or the first part of it; raises `CallFailed`."""
         method, address = check_address(target, args)
         headers = check_headers(args.get("headers", []))
-        content = await self._load_body(args.get("body"))
+        content = check_body(args.get("body"))
         scope = current_call_scope()
         self._responses.check_room(scope.session_id)
         if wait_s := self._count_request(scope.session_id):
@@ -194,22 +194,6 @@ class WebRequests:
         """Return the bytes of the body of a recorded answer, if they are stored by themselves."""
         return await load_body(self._journal, answer)
 
-    async def _load_body(self, body: Any) -> bytes | list[str]:
-        """Return a body, or the digests of its pieces; raises `CallFailed`."""
-        if body is None:
-            return b""
-        try:
-            match body:
-                case {"text": str(text)}:
-                    return text.encode()
-                case {"base64": str(text)}:
-                    return base64.b64decode(text, validate=True)
-                case {"pieces": [*pieces]} if all(isinstance(each, str) for each in pieces):
-                    return pieces
-        except ValueError:
-            pass
-        raise CallFailed("invalid_arguments", "The body is not text, base64 or a list of pieces.")
-
     def _build_request(
         self,
         method: str,
@@ -274,6 +258,23 @@ def check_headers(headers: Any) -> list[tuple[bytes, bytes]]:
     return checked
 
 
+def check_body(body: Any) -> bytes | list[str]:
+    """Return a body, or the digests of its pieces; raises `CallFailed`."""
+    if body is None:
+        return b""
+    try:
+        match body:
+            case {"text": str(text)}:
+                return text.encode()
+            case {"base64": str(text)}:
+                return base64.b64decode(text, validate=True)
+            case {"pieces": [*pieces]} if all(isinstance(each, str) for each in pieces):
+                return pieces
+    except ValueError:
+        pass
+    raise CallFailed("invalid_arguments", "The body is not text, base64 or a list of pieces.")
+
+
 @contextmanager
 def report_failures(host: str, timeout_s: float) -> Iterator[None]:
     """Convert connection errors to `CallFailed`."""
@@ -305,8 +306,8 @@ def summarize_request(address: WebAddress, body: Any) -> JsonObject:
     """Return what the ledger shows of a request."""
     summary: JsonObject = {"url": address.url}
     if isinstance(body, dict):
-        text = body.get("text")
-        summary["body"] = f"{body.get('size', 'binary')} bytes"
+        text, size = body.get("text"), body.get("size")
+        summary["body"] = f"{size if isinstance(size, int) else 'binary'} bytes"
         if isinstance(text, str):
             summary["body"] = text[:MAX_SHOWN_BODY_CHARS]
     return summary

@@ -51,7 +51,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 TLS_ALERT = b"\x15"
 
 REQUEST_LINE = re.compile(rb"([A-Za-z]{1,20}) ([!-~]{1,8000}) HTTP/1\.([01])")
-HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}):[ \t]*([^\0\r\n]*?)[ \t]*")
+HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}):([^\0\r\n]*)")
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\0\r\n]*)?")
 CONTENT_LENGTH = re.compile("[0-9]{1,15}")
@@ -165,13 +165,14 @@ class ProxyChannel:
         data: bytes = b"",
         order: int = 0,
     ) -> wire.Reply:
-        """Return the reply to a call; raises `CallRefused`, or `ClientGone`."""
+        """Return the reply to a call; raises `CallRefused`, `ClientGone`, or `WireError`."""
         with self._lock:
             self._last_call_id += 1
             call_id = self._last_call_id
-            self._calls[call_id] = waiter
             call = wire.Call(call_id, 0, target, args, data=data, order=order)
-            self._sock.sendall(wire.encode_message(call))
+            frame = wire.encode_message(call)
+            self._calls[call_id] = waiter
+            self._sock.sendall(frame)
         try:
             reply = waiter.wait(client)
         except ClientGone:
@@ -351,7 +352,7 @@ def parse_head(data: bytes) -> RequestHead:
         header = HEADER_LINE.fullmatch(line)
         if header is None:
             raise RequestRefused(400, f"This is not a header: {line[:80]!r}")
-        headers.append((header[1].decode("ascii"), header[2].decode("latin-1")))
+        headers.append((header[1].decode("ascii"), header[2].strip(b" \t").decode("latin-1")))
     method, target = found[1].decode("ascii").upper(), found[2].decode("ascii")
     return RequestHead(method, target, headers, found[3] == b"1")
 
@@ -429,6 +430,8 @@ class ClientConnection:
         except CallRefused as exc:
             status, reason = STATUS_BY_KIND.get(exc.kind, OTHER_FAILURE)
             self._send_failure(status, reason, str(exc), exc.kind)
+        except wire.WireError as exc:  # such as a host of thousands of characters
+            self._send_failure(400, "Bad Request", str(exc))
         except (ClientGone, OSError, EOFError):
             pass
         finally:
