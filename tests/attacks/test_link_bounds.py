@@ -23,6 +23,12 @@ ATTACKS = {
     "a value of many objects": "[{}] * 3_000_000",
     "arguments of many objects": "from tools.lively import echo\n"
     "try: echo(text=[{}] * 2_000_000)\nexcept Exception as exc: said = str(exc)\nsaid",
+    "arguments of megabytes": "from tools.lively import echo\n"
+    "numbers = [n + 0.123456789 for n in range(90_000)]\n"
+    "for text in ('z' * 4_000_000, '\\n' * 1_900_000, numbers) * 4:\n"
+    "    try: echo(text=text)\n    except Exception: pass",
+    "megabytes for nobody": CALL + "data = [n + 0.123456789 for n in range(90_000)]\n"
+    "for n in range(8): say(call(n, 'nothing.x', {'a': data}))" + WAIT,
     "many parameters": "from tools.lively import echo\n"
     "try: echo(**{f'p{n}': 1 for n in range(150_000)})\nexcept Exception: pass",
     "large calls of nothing": CALL
@@ -34,6 +40,10 @@ ATTACKS = {
     "many clock readings": FORGE
     + "fields = {'call_id': 1, 'run_number': 2, 'target': 'catalog.servers', 'args': {}}\n"
     "say(frame('Call', {**fields, 'clock_readings': {'time': [1.5] * 1_000_000}}))" + WAIT,
+    "failing calls with nested arguments": CALL
+    + "data = {'a': 'x' * 300}\nfor _ in range(60): data = {'k': data}\n"
+    "for n in range(1_000): say(call(n, 'nothing.x', data))" + WAIT,
+    "a nested value": "data = [[1] * 5] * 5_000\nfor _ in range(60): data = [data]\ndata",
     "large values": FORGE
     + "value = {'kind': 'json', 'text': '[' + '{},' * 9_000_000 + '{}]', 'type': 'list', "
     "'cut': False}\nsay(frame('RunDone', {'run_number': 2, 'status': 'ok', 'value': value}))"
