@@ -7,7 +7,8 @@ from typing import Any
 from mcpruntime_server.config import Config
 from mcpruntime_server.journal.events import RunError
 from mcpruntime_server.protocol.payloads import JsonObject
-from mcpruntime_server.runtime.call_ledger import CallStatus, LedgerEntry
+from mcpruntime_server.protocol.wire import Call
+from mcpruntime_server.runtime.call_ledger import CallLedger, CallStatus, LedgerEntry
 from mcpruntime_server.runtime.run_report import RunReport, RunStatus
 from mcpruntime_server.server.delivery import DeliveryCursor
 from mcpruntime_server.server.result_format import (
@@ -70,14 +71,16 @@ def test_only_the_lines_that_are_shown_are_built() -> None:
     assert len(listed(*[failed] * 1_000)) == MAX_LISTED_CALLS == args.formatted
 
 
-def test_a_call_whose_line_is_cut_is_formatted_when_it_is_over() -> None:
+async def test_lines_that_are_cut_are_formatted_before_a_result_is_built() -> None:
     args: JsonObject = {"names": ["x" * 20] * 30}
-    failed = LedgerEntry("tools.git.show", args, "error", 1.0, "no")
-    counted = LedgerEntry("tools.git.show", args, "ok", 1.0, effect="read")
-    for each in (failed, counted):
-        each.forget_large_args()
-    assert failed.shown == failed.format() == counted.format()
-    assert (counted.shown, counted.args) == ("", args)
+    ledger = CallLedger()
+    for number in range(MAX_LISTED_CALLS + 1):
+        ledger.add(Call(number, 1, "tools.git.show", args)).status = "error"
+    ledger.add(Call(99, 1, "tools.git.show", args)).status = "started"
+    await ledger.format_last()
+    first, *others, started = ledger.entries
+    assert first.shown == started.shown == ""
+    assert {each.shown for each in others[1:]} == {first.format()}
 
 
 def test_many_writes_of_a_run_that_went_well_end_with_a_count() -> None:

@@ -41,7 +41,7 @@ class FramedProcess:
 
     async def ask(
         self, build_head: Callable[[], Any], body: Data, max_reply_bytes: int
-    ) -> tuple[Any, bytes]:
+    ) -> tuple[Any, memoryview]:
         """Return head and body of the reply; raises `ValueError` if there is none.
 
         `build_head` is called again if the process has ended before it got the request.
@@ -94,8 +94,8 @@ async def _send(process: Process, data: Data) -> None:
             await process.stdin.send(bytes(whole[start : start + WRITE_BYTES]))
 
 
-async def _receive(process: Process, max_bytes: int) -> tuple[Any, bytes]:
-    """Return a reply with a body of at most `max_bytes`."""
+async def _receive(process: Process, max_bytes: int) -> tuple[Any, memoryview]:
+    """Return a reply with a body of at most `max_bytes`, which is not copied."""
     assert process.stdout is not None
     data = bytearray()
 
@@ -109,5 +109,5 @@ async def _receive(process: Process, max_bytes: int) -> tuple[Any, bytes]:
         raise OSError("the reply is too long")
     start = PREFIX.size + head_bytes
     await fill(start + body_bytes)
-    with memoryview(data) as whole:
-        return json.loads(bytes(whole[PREFIX.size : start])), bytes(whole[start:])
+    whole = memoryview(data)
+    return json.loads(bytes(whole[PREFIX.size : start])), whole[start:]

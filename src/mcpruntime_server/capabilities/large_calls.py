@@ -34,7 +34,7 @@ class LargeCalls:
         try:
             head, found = await self._process.ask(lambda: request, body, MAX_GROWTH * len(body))
         except ValueError:  # the process is gone, and the call may be an honest one
-            head, found = {}, b""
+            head, found = {}, memoryview(b"")
         if "invalid" in head:
             raise WireError(head["invalid"])
         if not head:
@@ -42,13 +42,13 @@ class LargeCalls:
             return cast("Call", call)
         size = head["args_bytes"]
         await checkpoint()  # to copy megabytes takes a millisecond or two
-        data = found[:size]
+        data = bytes(found[:size])
         await checkpoint()
         arguments = EncodedArguments(
             data=data,
             names=tuple(head["names"]),
             digest=head["digest"],
-            journaled=found[size:],
+            journaled=bytes(found[size:]),
             shown=head["shown"],
         )
         return Call(args=cast("dict[str, Any]", arguments), **head["fields"])

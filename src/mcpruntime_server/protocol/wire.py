@@ -621,8 +621,12 @@ class FrameSplitter:
             end = start + 4 + parse_frame_size(buffer[start : start + HEADER_BYTES])
             if len(buffer) < end:
                 break
-            yield buffer[start + 4], bytes(memoryview(buffer)[start:end])
+            code, frame = buffer[start + 4], bytes(memoryview(buffer)[start:end])
             start = end
+            if start == len(buffer):  # not to hold a large frame twice while it is worked on
+                buffer.clear()
+                start = 0
+            yield code, frame
         del buffer[:start]
 
 

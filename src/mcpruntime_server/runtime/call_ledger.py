@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from anyio.lowlevel import checkpoint
+
 from ..journal.events import CallError, CallSummary, find_encoded
 from ..journal.recording import RecordedCall
 from ..protocol.payloads import JsonObject
@@ -23,6 +25,7 @@ STATUS_BY_ERROR_KIND: Mapping[str, CallStatus] = {"denied": "denied", PLANNED_KI
 MAX_CALL_CHARS = 300  # of the arguments of one call, as a client sees them
 MAX_KEPT_CHARS = 2_000  # of the arguments of a call that is over
 MAX_ESCAPE_CHARS = 12  # that stand for one character in ASCII JSON
+MAX_FORMATTED = 50  # calls that a result lists
 SUBMIT_TARGET = "agent.submit"  # the call that submits an agent's answer
 
 
@@ -53,18 +56,11 @@ class LedgerEntry:
         return encoded.shown if encoded else format_call(self.target, args, MAX_CALL_CHARS)
 
     def forget_large_args(self) -> None:
-        """Keep only what a client sees of large arguments: the journal has them.
-
-        What has to be cut for a line of its own is formatted now, so that a result with many lines
-        does not take long. Of calls that only read, most are just counted.
-        """
+        """Keep only what a client sees of large arguments: the journal has them."""
         is_encoded = find_encoded(self.args) is not None
         size = MAX_KEPT_CHARS + 1 if is_encoded else measure_json(self.args, MAX_KEPT_CHARS)
-        has_line = self.status != "ok" or self.effect != "read"
-        if size > MAX_KEPT_CHARS or (size > MAX_CALL_CHARS and has_line):
-            self.shown = self.format()
         if size > MAX_KEPT_CHARS:
-            self.args = {}
+            self.shown, self.args = self.format(), {}
 
     def describe(self, args: JsonObject, outcome: str) -> None:
         """Show other arguments than those of the call, and what came of it."""
@@ -105,6 +101,14 @@ class CallLedger:
         """Return the entry of a restored call that the code makes again."""
         entry = self._entries_by_id[call.call_id] = self._recorded_entries[recorded.call_id]
         return entry
+
+    async def format_last(self) -> None:
+        """Format the calls that a result lists, where that takes up to a millisecond for each."""
+        listed = [each for each in self.entries if each.status != "ok" or each.effect != "read"]
+        for entry in listed[-MAX_FORMATTED:]:
+            if entry.is_settled and measure_json(entry.args, MAX_CALL_CHARS) > MAX_CALL_CHARS:
+                entry.shown = entry.format()
+                await checkpoint()
 
     def forget_large_args(self, entry: LedgerEntry) -> None:
         """Keep only what a client sees of large arguments, and the first submitted value."""

@@ -131,6 +131,7 @@ class RunExecution:
             limits = run.services.limits
             value = await receive_value(done.value, limits.max_shown_chars, limits.max_shown_items)
             run.ending.inspection_result = validate_inspection_result(done.inspection)
+            await run.calls.ledger.format_last()
             self._apply_done(done, value, stopped, sandbox)
         except SandboxFailed as exc:
             run.ending.undo()

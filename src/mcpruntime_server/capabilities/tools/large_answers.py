@@ -128,8 +128,8 @@ class LargeAnswers:
         if reply.get("is_error"):
             return LargeResult(True, message=reply["message"], data=reply["data"])
         if len(body) <= MAX_INLINE_BYTES:
-            return LargeResult(False, decode_json(body.decode("ascii")))
-        return LargeResult(False, LargeValue(body, reply["shape"]))
+            return LargeResult(False, decode_json(bytes(body).decode("ascii")))
+        return LargeResult(False, LargeValue(bytes(body), reply["shape"]))
 
     async def read_page(
         self,
@@ -150,7 +150,7 @@ class LargeAnswers:
         reply: AnswerReply
         reply, body = await self._process.ask(lambda: request, answer, MAX_GROWTH * len(answer))
         raise_problem(reply)
-        return ListPage(body.split(b"\n") if body else (), reply["next_cursor"])
+        return ListPage(bytes(body).split(b"\n") if body else (), reply["next_cursor"])
 
     async def close(self) -> None:
         """End the process, if there is one."""
