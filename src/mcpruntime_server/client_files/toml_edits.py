@@ -23,7 +23,7 @@ def parse_toml(text: str, where: object) -> dict[str, Any]:
     """Return a document; raises `ConfigError`, which names the line."""
     try:
         return tomllib.loads(text.replace("\r\n", "\n"))
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # also for an integer of thousands of digits
         raise ConfigError(
             f"The file {where} is not TOML: {exc}.", remedy="Correct it. Nothing was changed."
         ) from exc

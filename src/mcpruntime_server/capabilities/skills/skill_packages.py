@@ -46,7 +46,7 @@ def find_packages(source: str) -> Sequence[SkillPackage]:
             SkillPackage(name, str(entry["version"]), str(entry["sha256"]))
             for name, entry in table.items()
         ]
-    except (tomllib.TOMLDecodeError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return ()
     return tuple(filter(is_valid, found[:MAX_PACKAGES]))
 
