@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Tests start thousands of Python processes; without bytecode, each of them would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard rivals openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
 
 help:  ## these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ conformance:  ## the conformance suite and the inspector of MCP
 
 leaderboard: setup  ## the leaderboard that the bench runs
 	@scripts/test-bfcl
+
+rivals: setup  ## other runtimes for code, for the suite `rivals`
+	@$(BIN)/python -m bench.rivals.install
 
 openapi: setup  ## the tools that check the HTTP API
 	@scripts/test-openapi

@@ -357,10 +357,11 @@ class KillLog:
 
 async def measure(recorder: ResultRecorder, log: KillLog, options: argparse.Namespace) -> None:
     """Kill each target at each boundary, before and after the effect of a call."""
-    planned = plan_boundaries(options.rounds, options.limit)
+    rounds = {True: options.rounds, False: min(options.rounds, options.naive_rounds)}
     effects: dict[str, dict[str, int]] = recorder.details.setdefault("effects", {})
     for target in options.targets:
         for client in options.clients:
+            planned = plan_boundaries(rounds[CLIENTS[client]], options.limit)
             missing = log.open_boundaries(target, client, planned)
             await kill_at(target, missing, log.add, is_careful=CLIENTS[client])
             found = log.find(target, client)
@@ -387,8 +388,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     top.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     top.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
-    help_text = f"of {KILLS_PER_ROUND} kills for each target and client"
+    help_text = f"of {KILLS_PER_ROUND} kills for each target"
     top.add_argument("--rounds", type=int, default=34, help=help_text)
+    help_text = "of the naive client, whose doubled effects need no large number to be seen"
+    top.add_argument("--naive-rounds", type=int, default=8, help=help_text)
     top.add_argument("--limit", type=int, default=0, help="calls to kill at; default: all")
     top.add_argument("--resume", action="store_true", help="go on with the kills of an earlier run")
     top.add_argument("--json", type=Path, default=RESULTS_FOLDER / "kill-anywhere.json")

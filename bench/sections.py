@@ -364,6 +364,54 @@ def write_density(results: Sequence[SuiteResult], plots: Path) -> str:
     return f"## Density\n{describe_run(result, command)}\n{table}\n{text}"
 
 
+RIVALS_NOTE = """\
+Each runs in an environment of its own, used as its documents say, on the same small programs in its
+own language. *First result* is from nothing running to the result of `1 + 1`, the connection to an
+MCP server included where it has one; *warm run* is `1 + 1` again; *call* is one of 50 calls from
+one run to a tool that does nothing, and the column before it says what that tool is. A library is
+called in its process, a server over stdio, workerd over HTTP. Isolation, a journal and approval
+cost time and are not in this table: what runs in the process of its caller is fastest.
+"""
+
+
+def write_rivals(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on other runtimes; one that cannot run keeps its row."""
+    result = results[-1]
+    samples = {each.name: each.samples for each in result.measurements}
+
+    def median(name: str, unit: str) -> str:
+        return f"{statistics.median(samples[name]):.3g} {unit}" if samples.get(name) else "-"
+
+    rows = []
+    for name, entry in result.details["rivals"].items():
+        versions = ", ".join([*entry.get("packages", ()), *entry.get("npm", ())])
+        about = [entry["title"], entry["language"], entry["place"]]
+        figures = result.details["figures"].get(name)
+        if figures is None:
+            rows.append([*about, *["-"] * 6, versions])
+            continue
+        rows.append(
+            [
+                *about,
+                median(f"{name}: first result", "s"),
+                median(f"{name}: warm run", "ms"),
+                entry["tool"],
+                median(f"{name}: call", "ms"),
+                f"{figures['lost_outputs']} of {figures['outputs']}",
+                "yes" if figures["keeps_variables"] else "no",
+                versions or "this one",
+            ]
+        )
+    header = ["runtime", "language", "where code runs", "first result", "warm run", "tool"]
+    header += ["call", "short outputs lost", "keeps variables", "versions"]
+    missing = "".join(
+        f"- {result.details['rivals'][name]['title']} cannot run here: `{reason}`\n"
+        for name, reason in result.failures.items()
+    )
+    head = describe_run(result, "make rivals && python -m bench run rivals")
+    return f"## Other runtimes\n{head}\n{RIVALS_NOTE}\n{markdown_table(header, rows)}\n{missing}"
+
+
 def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
     """Write the section on long texts: mean scores by length and strategy."""
     result = results[-1]
@@ -496,6 +544,7 @@ SECTIONS: dict[str, WriteSection] = {
     "same-tape": write_same_tape,
     "undo": write_undo,
     "density": write_density,
+    "rivals": write_rivals,
     "perf": write_rows("Speed", "python -m bench perf"),
     "load": write_rows("Many clients over HTTP", "python -m bench run load"),
     "long-context": write_long_context,

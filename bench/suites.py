@@ -36,6 +36,7 @@ SUITES = {
         Suite("context-cost", "tokens of programs and function calls", "context_cost"),
         Suite("undo", "rewind and fork, and whether they are right", "undo"),
         Suite("density", "many live sessions, and memory under steady work", "density"),
+        Suite("rivals", "other runtimes for code on the same programs", "rivals.suite"),
         Suite("perf", "overhead of runs, calls and sessions, beside bare baselines", "perf"),
         Suite("load", "many clients over HTTP, beside a bare server", "load"),
         Suite("inputs", "how soon a large file is readable, and passes over it", "context"),
