@@ -331,11 +331,13 @@ def write_undo(results: Sequence[SuiteResult], plots: Path) -> str:
         for each in result.measurements
         if each.unit == "ms"
     }
-    right, programs = result.details["restored"]
+    right, programs = result.details["right"], result.details["programs"]
     text = (
-        f"{right} of {programs} random programs had exactly the earlier variables and files after "
-        f"a rewind ({wilson_interval(right, programs).as_percent()}). `docker commit` keeps "
-        "neither memory nor a workspace in tmpfs; pickling fails for what cannot be pickled.\n"
+        f"Of {programs} random programs, exactly the earlier variables and files were there after "
+        f"a rewind for {format_share(right['rewind'], programs)}, and in a fork for "
+        f"{format_share(right['fork'], programs)}. Some make closures and generators: a pickle had "
+        f"all variables for {format_share(right['pickle'], programs)}, and never has files. "
+        "`docker commit` keeps neither memory nor a workspace in tmpfs, so it goes back for none.\n"
     )
     command = f"python -m bench run undo --seed {result.seed}"
     table = markdown_table(("what", "median"), [[n, f"{ms:.3g} ms"] for n, ms in bars.items()])
@@ -356,6 +358,7 @@ def write_density(results: Sequence[SuiteResult], plots: Path) -> str:
     ]
     facts = result.details
     text = (
+        f"{facts['sessions']} sessions were live at once, each with its sandbox. "
         f"In {facts['soak_s']:.0f} s of steady work ({facts['soak_runs']} runs) the memory of the "
         f"server changed by {facts['slope_kb_per_minute']:+.0f} kB a minute.\n"
     )
@@ -501,8 +504,11 @@ def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, 
             f"the ledger, against {naive['doubled']} doubled in {naive['kills']} naive retries."
         )
     for result in results.get("undo", ()):
-        right, programs = result.details["restored"]
-        figures["undo"] = f"- {right} of {programs} random programs were restored by a rewind."
+        right, programs = result.details["right"], result.details["programs"]
+        figures["undo"] = (
+            f"- {right['rewind']} of {programs} random programs were as before after a rewind, and "
+            f"{right['fork']} in a fork; a pickle had all variables of {right['pickle']}."
+        )
     return {name: text for name, text in figures.items() if text}
 
 

@@ -1,13 +1,16 @@
 """Experiment: go back by rewind and fork, with large variables and many files.
 
 The alternatives are measured in the same session: `docker commit` of its container, which keeps
-neither memory nor tmpfs, and pickling the namespace and reading it back.
+neither memory nor tmpfs, and pickling the namespace and reading it back. Whether a state is right
+is looked at on random programs, some of which make values that no pickle has: after a rewind, in a
+fork, and in a new process that reads a pickle of each variable that can be pickled.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,10 +37,39 @@ took = (time.perf_counter() - started) * 1e3
 del copy
 took
 """
+PICKLE_STATE_CODE = """
+import os, pickle, subprocess, sys
+def _pickled(value):
+    try:
+        return pickle.dumps(value)
+    except Exception:
+        return None
+_found = {name: _pickled(value) for name, value in data.items()}
+_read = "import pickle, sys; print({name: repr(pickle.loads(value)) for name, value in " \
+    "pickle.load(sys.stdin.buffer).items()})"
+_some = {name: value for name, value in _found.items() if value is not None}
+_command = [sys.executable, "-c", _read]
+_done = subprocess.run(_command, input=pickle.dumps(_some), capture_output=True)
+_done.returncode == 0 and len(_some) == len(_found)
+"""
 WRITE_CODE = f"for n in range({FILES}): open(f'f{{n}}', 'w').write('TEXT')"
+STEPS = 3  # of a random program
+WAYS = ("rewind", "fork", "pickle")
+RESET_CODE = """
+import os
+for name in os.listdir("."):
+    os.remove(name)
+def count_from(at):
+    while True:
+        yield at
+        at += 1
+data = {}
+"""
 LOOK_CODE = """
 import os
-[data, sorted((name, open(name).read()) for name in os.listdir(".") if name[0] == "f")]
+[{name: value(1) if callable(value) else value.gi_frame.f_locals["at"]
+  if hasattr(value, "gi_frame") else value for name, value in data.items()},
+ sorted((name, open(name).read()) for name in os.listdir(".") if name[0] == "f")]
 """
 
 
@@ -92,22 +124,29 @@ async def measure_files(recorder: ResultRecorder, samples: int) -> None:
 
 
 async def check_programs(recorder: ResultRecorder, programs: int, seed: int) -> None:
-    """Run random programs, go back to a random step, and compare the state with that step's."""
+    """Run random programs, go back to a random step in each way, and compare with that step."""
     draw = random.Random(seed)
-    right = 0
+    right = Counter[str]()
     async with start_server() as server:
-        await server.run_code("data = {}", "random")
         for number in range(programs):
             states: list[tuple[str, object]] = []
-            for _ in range(3):
+            await server.run_code(RESET_CODE, "random")
+            for _ in range(STEPS):
                 run = (await server.run_code(random_step(draw), "random"))["run"]
-                states.append((run, (await server.run_code(LOOK_CODE, "random"))["value"]))
+                states.append((run, await look(server, "random")))
             run, expected = draw.choice(states)
-            right += await is_restored(server, run, expected)
+            await server.call_replay("rewind", "random", run=run)
+            right["rewind"] += await look(server, "random") == expected
+            forked = (await server.call_replay("fork", "random", run=run))["session"]
+            right["fork"] += await look(server, forked) == expected
+            was_pickled = (await server.run_code(PICKLE_STATE_CODE, "random"))["value"]
+            right["pickle"] += bool(was_pickled)
             if number % 50 == 49:
-                print(f"{right} of {number + 1} programs restored")
-    recorder.details["restored"] = [right, programs]
-    recorder.add("restored programs", "share", [right / programs], "higher")
+                print(f"{dict(right)} of {number + 1} programs", flush=True)
+    recorder.details["right"] = {way: right[way] for way in WAYS}
+    recorder.details["programs"] = programs
+    for way in WAYS:
+        recorder.add(f"programs right after {way}", "share", [right[way] / programs], "higher")
 
 
 def random_step(draw: random.Random) -> str:
@@ -118,16 +157,17 @@ def random_step(draw: random.Random) -> str:
             f"data[{key}] = [{value}] * {draw.randint(1, 5)}",
             f"data.pop({key}, None)",
             f"data.setdefault('log', []).append({value})",
+            f"data[{key}] = (lambda seen: lambda n: seen[0] + n)([{value}])",
+            f"data[{key}] = count_from({value})\nnext(data[{key}])",
             f"open('f{key}', 'w').write('{value}')",
             f"import os\nif os.path.exists('f{key}'): os.remove('f{key}')",
         ]
     )
 
 
-async def is_restored(server: TestServer, run: str, expected: object) -> bool:
-    """Rewind to a run and return whether variables and files are as they were after it."""
-    await server.call_replay("rewind", "random", run=run)
-    return bool((await server.run_code(LOOK_CODE, "random"))["value"] == expected)
+async def look(server: TestServer, session: str) -> object:
+    """Return variables and files of a session."""
+    return (await server.run_code(LOOK_CODE, session))["value"]
 
 
 async def measure_all(
@@ -142,7 +182,7 @@ async def measure_all(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure; return 1 if a state was not restored."""
+    """Measure; return 1 if a rewind or a fork had another state."""
     top = argparse.ArgumentParser(prog="python -m bench run undo", description=__doc__)
     top.add_argument("--quick", action="store_true")
     top.add_argument("--sizes", type=int, nargs="+", metavar="MB", help=f"default: {SIZES_MB}")
@@ -155,5 +195,6 @@ def main(arguments: Sequence[str]) -> int:
         anyio.run(measure_all, recorder, sizes, options.quick, options.seed)
     for each in recorder.measurements:
         print(f"{each.name:32} {sorted(each.samples)[len(each.samples) // 2]:10.2f} {each.unit}")
-    right, programs = recorder.details["restored"]
-    return int(right < programs)
+    right, programs = recorder.details["right"], recorder.details["programs"]
+    print(f"{right} of {programs} programs right")
+    return int(min(right["rewind"], right["fork"]) < programs)

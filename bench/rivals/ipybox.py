@@ -32,7 +32,8 @@ class Ipybox(Rival):
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
         command = str(Path(sys.executable).with_name("ipybox"))
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-        log = self._stack.enter_context(open(os.devnull, "w"))  # noqa: ASYNC230, SIM115
+        self._log = Path(folder) / "log"
+        log = self._stack.enter_context(self._log.open("w"))
         parameters = StdioServerParameters(
             command=command,
             args=["--workspace", folder],
@@ -40,7 +41,11 @@ class Ipybox(Rival):
         )
         streams = await self._stack.enter_async_context(stdio_client(parameters, errlog=log))
         self._session = await self._stack.enter_async_context(ClientSession(*streams))
-        await self._session.initialize()
+        try:
+            await self._session.initialize()
+        except Exception as exc:
+            lines = self._log.read_text("utf-8").strip().splitlines() or [""]
+            raise RuntimeError(f"{exc}: {lines[-1]}") from exc
         command, *args = self.request["upstream"]
         server = {"command": command, "args": args}
         await self._call("register_mcp_server", server_name="bare", server_params=server)

@@ -45,7 +45,7 @@ def measure_rival(name: str, samples: Mapping[str, int]) -> dict[str, Any]:
     folder = FOLDER / name
     if not is_installed(name, entry):
         reason = folder / REASON
-        text = reason.read_text("utf-8") if reason.exists() else "`make rivals` has not run"
+        text = reason.read_text("utf-8") if reason.exists() else "make rivals has not run"
         raise CannotRun(f"not installed: {text}")
     python = str(folder / "venv" / "bin" / "python") if "packages" in entry else sys.executable
     binaries = f"{folder / 'node_modules' / '.bin'}:{os.environ.get('PATH', '')}"
@@ -71,8 +71,8 @@ def measure_rival(name: str, samples: Mapping[str, int]) -> dict[str, Any]:
         raise CannotRun(f"not finished after {TIMEOUT_S:.0f} s") from exc
     if done.returncode:
         lines = ANSI.sub("", done.stderr).strip().splitlines() or ["no message"]
-        reason = lines[-1][max(0, lines[-1].rfind("error:")) :]
-        raise CannotRun(reason[:MAX_REASON_CHARS])
+        last = lines[-1][max(0, lines[-1].rfind("error:")) :]
+        raise CannotRun(last[:MAX_REASON_CHARS])
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
