@@ -119,21 +119,26 @@ coverage: image upstreams agents conformance leaderboard openapi deployment-tool
 bench: image upstreams  ## time and memory
 	@$(BIN)/python -m bench perf
 
-# Every part of the bench once, small, with the scripted model and no network: under three minutes.
+# Every part of the bench once, small, with the scripted model and no network: under three minutes, because two run at
+# once. Their figures mean nothing.
 SMOKE := bench/results/smoke
 ONE_OF_EACH := --categories calculator filesystem database chained --limit 1
+define SMOKE_RUNS
+run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
+run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
+run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
+run skills --condition curated --json $(SMOKE)/skills.json
+run bfcl --limit 1 --json $(SMOKE)/bfcl.json
+run same-tape --limit 4 --json $(SMOKE)/same-tape.json
+run kill-anywhere --targets worker --limit 1 --rounds 1 --json $(SMOKE)/kill-anywhere.json
+run undo --quick --json $(SMOKE)/undo.json
+run density --quick --json $(SMOKE)/density.json
+perf --quick --only warm_run --json $(SMOKE)/perf.json
+endef
+export SMOKE_RUNS
 
 bench-smoke: image leaderboard  ## every part of the bench once, small
-	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
-	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
-	@$(BIN)/python -m bench run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
-	@$(BIN)/python -m bench run same-tape --limit 4 --json $(SMOKE)/same-tape.json
-	@$(BIN)/python -m bench run bfcl --limit 1 --json $(SMOKE)/bfcl.json
-	@$(BIN)/python -m bench run skills --condition curated --json $(SMOKE)/skills.json
-	@$(BIN)/python -m bench run kill-anywhere --targets worker --limit 1 --rounds 1 --json $(SMOKE)/kill-anywhere.json
-	@$(BIN)/python -m bench run undo --quick --json $(SMOKE)/undo.json
-	@$(BIN)/python -m bench run density --quick --json $(SMOKE)/density.json
-	@$(BIN)/python -m bench perf --quick --only warm_run --json $(SMOKE)/perf.json
+	@echo "$$SMOKE_RUNS" | xargs --max-procs=2 --max-lines=1 $(BIN)/python -m bench
 	@$(BIN)/python -m bench report $(SMOKE)/*.json --into $(SMOKE)
 
 # docs/benchmarks.md and the figures of the README, from all results in bench/results.

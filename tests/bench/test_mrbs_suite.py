@@ -17,12 +17,14 @@ import httpx2
 import pytest
 
 from bench.fake_llm import API_KEY, start_model_server
-from bench.mrbs import TASKS, make_world
+from bench.mrbs import CATEGORIES, TASKS, make_world
 from bench.mrbs.stage import Stage, open_stage
 from bench.mrbs.task import fill_in
+from tests.helpers.sizes import choose_size
 
 ROOT = Path(__file__).parents[2]
 MRBS = (sys.executable, "-m", "bench", "run", "mrbs")
+ECHO_CATEGORIES = list(CATEGORIES)[: choose_size("ECHO_CATEGORIES", short=1, long=11)]
 TASKS_BY_NAME = {task.name: task for task in TASKS}
 
 
@@ -64,7 +66,7 @@ def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:
             assert model.stdout is not None
             url = json.loads(model.stdout.readline())["url"]
             options = ("--model", "openai/echo", "--api-base", url, "--api-key-variable", "KEY")
-            more = ("--categories", "calculator", "--attempts", "1")
+            more = ("--categories", *ECHO_CATEGORIES, "--attempts", "1")
             done = subprocess.run(
                 [*MRBS, "--mode", "function-calling", *options, *more, "--json", str(file)],
                 cwd=ROOT,
@@ -78,7 +80,7 @@ def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:
             model.terminate()
     assert done.returncode == 1, done.stdout + done.stderr
     tasks = json.loads(file.read_text())["details"]["tasks"]
-    assert len(tasks) == 6
+    assert len(tasks) == 6 * len(ECHO_CATEGORIES)
     for task in tasks:
         assert not task["is_right"]
         assert task["usage"]["turns"] == 1, "the model answered"
