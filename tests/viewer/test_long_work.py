@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.async_api import Page, expect
@@ -105,3 +106,42 @@ async def test_actions_on_a_session_that_was_deleted_are_explained(viewer: Viewe
         assert response is not None
         assert response.status == 404
         await expect(page.locator("h1")).to_be_visible()
+
+
+async def test_steps_that_are_executed_again_are_counted_and_can_be_cancelled(
+    viewer: Viewer,
+) -> None:
+    first = await execute(viewer, "x = 1", "counted")
+    for number in range(3):
+        await execute(viewer, f"import time\ntime.sleep(0.4)\nx += {number}\nx", "counted")
+    async with viewer.open(first) as page:
+        await page.click("[data-try]")
+        await page.fill("#try-code", "x = 10")
+        await page.check("#try-following")
+        progress = page.locator("dialog .progress")
+        await page.click("text=Execute and compare")
+        await expect(progress).to_contain_text("Step 2 is executed again, 2 of 4.")
+        await page.click("dialog >> text=Cancel")
+        await expect(page.locator("dialog [role=alert]")).to_have_text("Cancelled.")
+        await page.click("text=Execute and compare")
+        await expect(progress).to_contain_text("Step 4 is executed again, 4 of 4.")
+        await expect(page.locator(".difference")).to_have_count(4)
+        await expect(page.locator(".try-result")).to_contain_text("13")
+
+
+async def test_a_data_frame_is_written_and_downloaded(viewer: Viewer, tmp_path: Path) -> None:
+    code = "import pandas\npandas.DataFrame({'name': ['=1', 'b'], 'n': [1, 2]})"
+    async with viewer.open(await execute(viewer, code, "frame")) as page:
+        await page.click(".menu summary")
+        async with page.expect_download() as started:
+            await page.click("text=Value as CSV")
+        download = await started.value
+        assert download.suggested_filename == "frame-step-1.csv"
+        await download.save_as(tmp_path / "table.csv")
+        assert (tmp_path / "table.csv").read_text() == "name,n\n'=1,1\nb,2\n"
+        await expect(page.locator("dialog")).to_have_count(0)
+    code = "class DataFrame: pass\nDataFrame()"
+    async with viewer.open(await execute(viewer, code, "frame")) as page:
+        await page.click(".menu summary")
+        await page.click("text=Value as CSV")
+        await expect(page.locator("dialog [role=alert]")).to_contain_text("writes CSV")

@@ -12,8 +12,14 @@ from ..config import Config
 from ..errors import NotFound
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from ..runtime.run_history import find_any_session, load_recorded_run, row_fields
+from ..runtime.run_history import (
+    RecordedRun,
+    find_any_session,
+    load_recorded_run,
+    row_fields,
+)
 from .console import ConsoleWriter, format_count, format_size
+from .inspection import inspect_run
 from .journal_access import read_journal, resolve_run
 from .options import json_option, pass_config, principal_option
 from .progress import show_progress
@@ -21,6 +27,7 @@ from .terminal_text import print_json
 
 if TYPE_CHECKING:
     from ..journal.archive_file import ArchiveManifest
+    from ..runtime.inspector import Inspector
 
 
 @click.command("export")
@@ -31,10 +38,11 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["zip", "ipynb", "html"]),
+    type=click.Choice(["zip", "ipynb", "html", "csv"]),
     default="zip",
     show_default=True,
-    help="An archive that can be imported, a Jupyter notebook, or the HTML page of one run.",
+    help="An archive that can be imported, a Jupyter notebook, or the HTML page or the table of "
+    "one run.",
 )
 @principal_option
 @json_option
@@ -52,8 +60,11 @@ def export_session_command(
 ) -> int:
     """Write a session into one self-contained file.
 
-    For the format html, SESSION is a run: an id (r_...) or SESSION:STEP.
+    For the formats html and csv, SESSION is a run: an id (r_...) or SESSION:STEP. A data frame is
+    written in a sandbox, in the state after the step.
     """
+    if file_format == "csv":
+        return export_table(config, session, file, principal, force=force, as_json=as_json)
     if file_format != "zip":
         return export_document(
             config, session, file, file_format, principal, force=force, as_json=as_json
@@ -113,12 +124,44 @@ def export_document(
         open_text(draft) as out,
     ):
         read_journal(config, partial(write, out=out))
+    show_file(file, as_json=as_json)
+    return 0
+
+
+def export_table(
+    config: Config, name: str, file: Path, principal: str, *, force: bool, as_json: bool
+) -> int:
+    """Write the value of a run as CSV."""
+    from ..exports.csv_table import write_csv
+    from ..exports.frame_table import copy_guarded, is_frame, open_frame
+    from ..exports.text_output import open_text
+    from ..journal.archive_file import open_draft
+
+    async def load(journal: Journal) -> RecordedRun:
+        return await load_recorded_run(journal, await resolve_run(journal, name, principal))
+
+    async def copy_frame(inspector: Inspector, _: RunRow, owner: str, out: TextIO) -> None:
+        async with open_frame(inspector, run, owner) as table:
+            copy_guarded(out, table)
+
+    run = read_journal(config, load)
+    value = run.finished.value if run.finished else None
+    with open_draft(file, force) as draft, open_text(draft) as out:
+        if is_frame(value):
+            inspect_run(config, name, principal, partial(copy_frame, out=out))
+        else:
+            write_csv(out, value)
+    show_file(file, as_json=as_json)
+    return 0
+
+
+def show_file(file: Path, *, as_json: bool) -> None:
+    """Say what was written."""
     size = file.stat().st_size
     if as_json:
         print_json({"file": str(file), "bytes": size})
     else:
         ConsoleWriter().write_line(f"{file}, {format_size(size)}")
-    return 0
 
 
 @click.command("import")

@@ -15,10 +15,6 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", *FULL_WIDTH_STARTS)
 REMEDY = "Return a list of rows, a list of objects, or an object of columns as the value."
 
 
-FRAME_TYPE = "DataFrame"
-FRAME_REMEDY = 'A DataFrame is recorded as text: return frame.to_dict("records") as the value.'
-
-
 def is_table(value: RunValue | None) -> bool:
     """Return whether a value can be written as CSV."""
     if value is None or value["kind"] != "json" or value["cut"]:
@@ -29,9 +25,7 @@ def is_table(value: RunValue | None) -> bool:
 def write_csv(out: TextIO, value: RunValue | None) -> None:
     """Write a value as CSV; raises `Conflict` if it is no table, or not complete."""
     if value is None or value["kind"] != "json":
-        is_frame = value is not None and value["type"].rpartition(".")[2] == FRAME_TYPE
-        remedy = FRAME_REMEDY if is_frame else REMEDY
-        raise Conflict("The value is no table of JSON data.", remedy=remedy)
+        raise Conflict("The value is no table of JSON data.", remedy=REMEDY)
     if value["cut"]:
         raise Conflict("The value was cut when it was recorded.", remedy="Write it to a file.")
     rows = tabulate(json.loads(value["text"]))

@@ -16,7 +16,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import IO, Literal, cast
 
 import anyio
 
@@ -165,15 +165,31 @@ class Inspector:
 
         Raises `Conflict` if the state cannot be restored.
         """
+        return (await self._ask(target, principal, strip_fences(code), timeout_s)).report
+
+    async def write_file(
+        self, target: RunRow, principal: str, code: str, path: str, timeout_s: float
+    ) -> tuple[RunReport, IO[bytes] | None]:
+        """Execute code that writes a file; return its report, and the file if it was stored.
+
+        Raises as `ask` does.
+        """
+        run = await self._ask(target, principal, code, timeout_s)
+        files, _ = await self._journal.load_files_at(run.id, [])
+        entry = files.get(path)
+        file = None if entry is None else await self._journal.open_blob(entry["digest"])
+        return run.report, file
+
+    async def _ask(self, target: RunRow, principal: str, code: str, timeout_s: float) -> Run:
         if len(code) > MAX_CODE_CHARS:
             raise InvalidRequest(
                 f"The code has {len(code):,} characters; the limit is {MAX_CODE_CHARS:,}.",
                 remedy="Ask a shorter question.",
             )
         check_end_state(target)
-        spec = RunSpec(strip_fences(code), timeout_s, is_offline=True, context=())
+        spec = RunSpec(code, timeout_s, is_offline=True, context=())
         async with self._open_scratch_session(target, principal) as session:
-            return (await self._execute(session, target, spec)).report
+            return await self._execute(session, target, spec)
 
     async def list_variables(self, target: RunRow, principal: str) -> VariableList:
         """Return the variables after a step; raises `Conflict` if they cannot be restored."""

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+from anyio import to_thread
+
 from ..errors import InvalidRequest, NotFound
 from ..journal.events import (
     ApprovedCall,
@@ -29,6 +31,7 @@ from .call_ledger import LedgerEntry
 from .plan import Plan, PlannedCall, is_planned, parse_args, planned_call_name, planned_call_of
 from .run_report import PendingQuestionView, RunReport, RunStatus, validate_media
 
+MANY_EVENTS = 100  # of a run that is put together in a thread
 MAX_NAMED_SESSIONS = 5  # in an error
 MAX_STEP_DIGITS = 9
 AGENT_RUN_TARGET = "agent.run"  # the call by which code starts an agent
@@ -185,6 +188,8 @@ async def load_recorded_run(journal: Journal, row: RunRow) -> RecordedRun:
     """Return a run from the journal."""
     damage: list[str] = []
     stored = await journal.load_events(row.session_id, run_id=row.id, damage=damage)
+    if len(stored) > MANY_EVENTS:
+        return await to_thread.run_sync(build_recorded_run, row, stored, damage)
     return build_recorded_run(row, stored, damage)
 
 

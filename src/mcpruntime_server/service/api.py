@@ -265,8 +265,9 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             ("read",),
             {200: bytes},
             errors=[409],
-            description="The value of a run as CSV, if it is a table. Text that a spreadsheet "
-            "would execute as a formula is quoted.",
+            description="The value of a run as CSV, if it is a table. A data frame is written in "
+            "the state after the step, which needs the scope `run`. Text that a spreadsheet would "
+            "execute as a formula is quoted.",
         ),
         ApiRoute(
             "GET",

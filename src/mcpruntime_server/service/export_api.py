@@ -11,8 +11,9 @@ import os
 import re
 import tempfile
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from typing import TextIO
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
+from typing import IO, TextIO
 
 import anyio
 from anyio import to_thread
@@ -21,15 +22,16 @@ from starlette.responses import Response
 
 from ..errors import NotFound, Unavailable
 from ..exports.csv_table import is_table, write_csv
+from ..exports.frame_table import copy_guarded, is_frame, open_frame
 from ..exports.notebook import NotebookWriter
 from ..exports.run_page import write_run_page
 from ..exports.text_output import open_text
-from ..journal.events import RunValue
+from ..journal.events import RunFinished, RunValue
 from ..journal.rows import RunRow, SessionRow
-from ..runtime.run_history import load_recorded_run
+from ..runtime.run_history import RecordedRun, load_recorded_run
 from ..server.run_lookup import RunLookup
 from .api_services import ApiServices
-from .authentication import find_principal
+from .authentication import check_scopes, find_caller, find_principal
 from .event_stream import OpenResponses
 from .file_response import FileContentResponse
 
@@ -52,6 +54,7 @@ class ExportApi:
     def __init__(self, services: ApiServices) -> None:
         self._runtime = services.runtime
         self._journal = services.runtime.journal
+        self._inspector = services.inspector
         self._open_exports = OpenResponses("exports", MAX_OPEN_EXPORTS)
         self._turn = anyio.Lock()
 
@@ -67,16 +70,36 @@ class ExportApi:
         return await self._export(request, write, "text/html; charset=utf-8", name)
 
     async def export_table(self, request: Request) -> Response:
-        """Return the value of a run as CSV."""
+        """Return the value of a run as CSV; a data frame is asked for it."""
         row, session = await self._find_run(request)
+        run = await self._load_frame(row)
+        async with AsyncExitStack() as stack:
+            frame: IO[bytes] | None = None
+            if run is not None:
+                check_scopes(find_caller(request.scope), frozenset(("run",)))  # it executes code
+                asked = open_frame(self._inspector, run, find_principal(request.scope))
+                frame = await stack.enter_async_context(asked)
 
-        async def write(out: TextIO) -> None:
-            run = await load_recorded_run(self._journal, row)
-            value = run.finished.value if run.finished else None
-            await to_thread.run_sync(write_csv, out, value)
+            async def write(out: TextIO) -> None:
+                if frame is not None:
+                    await to_thread.run_sync(copy_guarded, out, frame)
+                    return
+                run = await load_recorded_run(self._journal, row)
+                value = run.finished.value if run.finished else None
+                await to_thread.run_sync(write_csv, out, value)
 
-        name = f"{session.name or session.id}-step-{row.step}.csv"
-        return await self._export(request, write, "text/csv; charset=utf-8", name)
+            name = f"{session.name or session.id}-step-{row.step}.csv"
+            return await self._export(request, write, "text/csv; charset=utf-8", name)
+
+    async def _load_frame(self, row: RunRow) -> RecordedRun | None:
+        """Return a run without its output if its value is a data frame."""
+        async with self._turn:
+            for each in await self._journal.load_events(
+                row.session_id, row.id, event_type=RunFinished, damage=[]
+            ):
+                if isinstance(each.event, RunFinished) and is_frame(each.event.value):
+                    return replace(await load_recorded_run(self._journal, row), output={})
+        return None
 
     async def export_notebook(self, request: Request) -> Response:
         """Return the steps of a session as a notebook."""
@@ -135,3 +158,8 @@ def has_table(value: RunValue | None) -> bool:
         return is_table(value)
     except (ValueError, RecursionError):  # sandboxed code has written it
         return False
+
+
+def has_frame(value: RunValue | None) -> bool:
+    """Return whether code has to write `value.csv` of a run with this value."""
+    return is_frame(value)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import NotFound
+from ..journal.call_scope import ignore_progress
 from ..journal.events import FileEntry
 from ..journal.rows import RunRow, SessionRow
 from ..runtime import time_travel
 from ..runtime.run import Run
 from ..runtime.run_history import load_recorded_run
+from ..runtime.runtime import Runtime
 from ..server.replay_tool import describe_writes
 from ..server.session_resolver import CLIENT_PURPOSES
 from ..server.workspace_resources import guess_type
@@ -189,42 +191,56 @@ class SessionApi:
         row = await self._find_session(request)
         body = await read_body(request, RerunRequest)
         time_travel.check_live_targets(body.live, self._package_names())
-        await self._runtime.wait_for_files(row.id)
-        targets = await time_travel.find_rerun_targets(
-            self._journal,
-            row,
-            body.step,
-            body.run,
-            only_last=body.code is not None or bool(body.answers),
-            following=body.following,
-        )
-        rerun = await time_travel.rerun_runs(
-            self._runtime,
-            targets,
-            row.principal,
-            code=body.code,
-            answers=[time_travel.ChangedAnswer(**each.model_dump()) for each in body.answers],
-            changed=0 if body.following else -1,
-            live=body.live,
-            watch=wait_or_cancel,
-        )
-        scratch = await self._journal.load_session(rerun.session.id)
-        runs = []
-        for report in rerun.reports:
-            recorded = await load_recorded_run(
-                self._journal, await self._journal.load_run(report.run_id)
-            )
-            runs.append(build_run_document(recorded.row, scratch, report, recorded.code))
-        return document_response(
-            RerunDocument(
-                session=scratch.id,
-                runs=runs,
-                comparisons=[
-                    RerunComparison(run=run, differences=names)
-                    for run, names in rerun.differences.items()
-                ],
-            )
-        )
+        return document_response(await rerun_steps(self._runtime, row, body))
+
+
+async def rerun_steps(
+    runtime: Runtime,
+    row: SessionRow,
+    body: RerunRequest,
+    report: Callable[[str], None] = ignore_progress,
+) -> RerunDocument:
+    """Execute steps of a session again, in a session of their own, and report which one it is."""
+    journal = runtime.journal
+    await runtime.wait_for_files(row.id)
+    targets = await time_travel.find_rerun_targets(
+        journal,
+        row,
+        body.step,
+        body.run,
+        only_last=body.code is not None or bool(body.answers),
+        following=body.following,
+    )
+    waiting = list(targets)
+
+    async def watch(run: Run) -> None:
+        number = len(targets) - len(waiting) + 1
+        part = f", {number} of {len(targets)}" if len(targets) > 1 else ""
+        report(f"Step {waiting.pop(0).step} is executed again{part}.")
+        await wait_or_cancel(run)
+
+    rerun = await time_travel.rerun_runs(
+        runtime,
+        targets,
+        row.principal,
+        code=body.code,
+        answers=[time_travel.ChangedAnswer(**each.model_dump()) for each in body.answers],
+        changed=0 if body.following else -1,
+        live=body.live,
+        watch=watch,
+    )
+    scratch = await journal.load_session(rerun.session.id)
+    runs = []
+    for made in rerun.reports:
+        recorded = await load_recorded_run(journal, await journal.load_run(made.run_id))
+        runs.append(build_run_document(recorded.row, scratch, made, recorded.code))
+    return RerunDocument(
+        session=scratch.id,
+        runs=runs,
+        comparisons=[
+            RerunComparison(run=run, differences=names) for run, names in rerun.differences.items()
+        ],
+    )
 
 
 async def wait_or_cancel(run: Run) -> None:

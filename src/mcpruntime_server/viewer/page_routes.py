@@ -26,6 +26,7 @@ from .browser_logins import BrowserLogins
 from .compression import compress
 from .file_pages import FilePages
 from .page_rendering import STATIC_PATH, PageRenderer
+from .rerun_pages import RerunPages
 from .saving_pages import SavingPages
 from .session_pages import SessionListPages
 from .skill_pages import SkillPages
@@ -75,6 +76,7 @@ PAGE_ROUTES = (
         is_page=False,
         is_compressed=True,
     ),
+    PageRoute(f"{SESSION_PATH}/rerun", RerunPages, RerunPages.rerun, RUN, "POST", is_page=False),
     PageRoute(f"{SESSION_PATH}/changes", StepPages, StepPages.follow_session, is_page=False),
     PageRoute(STEP_PATH, StepPages, StepPages.show_step),
     PageRoute(f"{STEP_PATH}/panel", StepPages, StepPages.show_panel, is_compressed=True),

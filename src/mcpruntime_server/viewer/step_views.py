@@ -28,7 +28,7 @@ from ..runtime.call_ledger import CallStatus
 from ..runtime.plan import Plan
 from ..runtime.run_history import RecordedRun, build_recorded_run, ledger_entry_of
 from ..runtime.run_report import PendingQuestionView
-from ..service.export_api import has_table
+from ..service.export_api import has_frame, has_table
 from .code_highlighting import highlight_python
 from .value_views import ValueNode, ValueView, build_tree, build_value_view
 
@@ -128,6 +128,7 @@ class StepView:
     model_tokens: int
     value: ValueView | None
     has_table: bool  # that can be downloaded
+    has_frame: bool  # that code writes as a table, when somebody downloads it
     error: RunError | None
     media: tuple[MediaView, ...]
     calls: tuple[CallView, ...]
@@ -180,6 +181,7 @@ def build_step_view(
         model_tokens=sum(each.tokens_in + each.tokens_out for each in usages),
         value=build_value_view(report.value),
         has_table=has_table(report.value),
+        has_frame=has_frame(report.value),
         error=report.error,
         media=tuple(
             MediaView(number, each["mime_type"]) for number, each in enumerate(report.media, 1)

@@ -1,7 +1,7 @@
 // Trying a change: a step is executed again with other code or other answers, and compared.
 
 import { announce, find, findAll, make } from "./dom.js";
-import { loadJson, sendJson } from "./http.js";
+import { followWork, loadJson, sendJson } from "./http.js";
 import { showDifference } from "./differences.js";
 import { describeRecorded, doWork, openDialog } from "./work_dialog.js";
 
@@ -96,9 +96,8 @@ async function openChange(panel, session, run) {
       const body = { run, following: following.checked, answers: readAnswers(calls) };
       if (editor.value !== code) body.code = editor.value;
       body.live = live.value.split(",").map((each) => each.trim()).filter(Boolean);
-      const what = following.checked ? "This step and those after it are executed." : "The step is executed.";
-      const rerun = await doWork(start, progress, what + describeRecorded(panel), (signal) =>
-        sendJson(`/ui/api/sessions/${session}/rerun`, body, "POST", signal));
+      const what = `The state before the step is rebuilt.${describeRecorded(panel)}`;
+      const rerun = await doWork(start, progress, what, (signal, say) => followWork(`/s/${session}/rerun`, body, say, signal));
       await showRerun(result, run, rerun);
     } catch (error) {
       problem.textContent = error.message;

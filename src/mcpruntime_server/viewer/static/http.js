@@ -39,6 +39,14 @@ export async function loadJson(address, signal) {
   return readAnswer(await tryFetch(address, { signal, credentials: "same-origin" }));
 }
 
+/** Return the file at an address, with its name. */
+export async function loadFile(address, signal) {
+  const response = await tryFetch(address, { signal, credentials: "same-origin" });
+  if (!response.ok) return readAnswer(response);
+  const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "");
+  return { name: name?.[1] ?? "file", content: await response.blob() };
+}
+
 /** Send JSON data and return the answer. */
 export async function sendJson(address, body = {}, method = "POST", signal = undefined) {
   const headers = { "Content-Type": "application/json", "X-CSRF-Token": csrfToken() };

@@ -13,6 +13,7 @@ import { Rail } from "./rail.js";
 import { startSaving } from "./saving.js";
 import { ScrubBar } from "./scrub_bar.js";
 import { readSteps, StepList, StepRows } from "./step_list.js";
+import { startTables } from "./tables.js";
 import { showTimes } from "./viewer.js";
 
 const SETTLE_MS = 45; // before the panel of a step is loaded while somebody scrubs
@@ -132,6 +133,7 @@ function startTools(panel, run) {
   startQuestions(panel, session, run);
   startChanges(panel, session, run);
   startSaving(panel, session, run);
+  startTables(panel);
 }
 
 function startOutput() {

@@ -30,7 +30,7 @@ export async function doWork(button, status, text, work) {
   button.addEventListener("click", cancel, { capture: true });
   button.closest("dialog")?.addEventListener("close", () => request.abort(), { once: true });
   try {
-    return await work(request.signal);
+    return await work(request.signal, clock.say);
   } catch (error) {
     if (error.name === "AbortError") throw new Error("Cancelled.");
     throw error;
