@@ -14,6 +14,7 @@ import pytest
 
 from mcpruntime_server.errors import Conflict
 from mcpruntime_server.exports.csv_table import is_table, write_csv
+from mcpruntime_server.exports.frame_table import is_frame
 from mcpruntime_server.exports.notebook import NotebookWriter
 from mcpruntime_server.exports.run_page import write_run_page
 from mcpruntime_server.journal.events import FileEntry, FilesChanged, RunFinished, RunStarted
@@ -160,8 +161,11 @@ def test_tables_of_all_shapes_are_written_without_formulas(
 
 def test_a_data_frame_is_text_and_a_cut_value_is_no_table() -> None:
     frame: Any = {"kind": "repr", "text": "   a\n0  1", "type": "DataFrame", "cut": False}
-    with pytest.raises(Conflict, match="to_dict"):
+    with pytest.raises(Conflict, match="no table of JSON data"):
         export_csv(frame)
+    assert is_frame(frame)
+    other: Any = {**frame, "type": "Session"}
+    assert not is_frame(other)
     cut: Any = {"kind": "json", "text": "[[1, 2]]", "type": "list", "cut": True}
     with pytest.raises(Conflict, match="cut"):
         export_csv(cut)

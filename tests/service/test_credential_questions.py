@@ -225,6 +225,33 @@ async def test_a_document_has_what_the_sub_agents_of_a_run_wait_for(
             assert end.data["value"]["digest"] == digest("secret-of-ulf-1")
 
 
+async def test_the_stream_of_a_run_has_what_its_sub_agents_wait_for(
+    service: HttpService, model: fake_llm.ModelServer
+) -> None:
+    inner = program_answer("SUBMIT(sub_agent('Who am I?'))")
+    model.set_script(
+        {"match": "Task:\nAsk another", "reply": inner},
+        {"match": "Task:\nWho am I", "reply": program_answer(f"{WHO[:-8]}SUBMIT(whoami())")},
+    )
+    token = service.create_token("eva")
+    with anyio.fail_after(TEST_TIMEOUT_S):
+        async with connect_api(service, token) as api:
+            body = {"code": "sub_agent('Ask another')", "shows_pages": True, "wait_s": 0}
+            run = (await api.post("/execute", body)).json()["run"]
+            async with api.stream("GET", f"/runs/{run}/events") as events:
+                async for event in events:
+                    if event.type == "waiting":
+                        assert event.data["run"] == run != event.data["asking_run"]
+                        assert event.data["kind"] == "credential"
+                        asking = (await api.get(f"/runs/{event.data['asking_run']}")).json()
+                        [asked] = asking["waiting_for"]
+                        assert asked["question"] == event.data["question"]
+                        await store(service, event.data["url"], token, "secret-of-eva-1")
+            kinds = [each.type for each in await api.read_events(run)]
+    assert kinds.count("waiting") == kinds.count("answered") == 1
+    assert kinds[-1] == "run_finished"
+
+
 @pytest.mark.parametrize("action", ["accept", "decline", "cancel"])
 async def test_a_task_shows_the_page(service: HttpService, action: str) -> None:
     token, secret = service.create_token(f"task-{action}"), f"secret-of-task-{action}"

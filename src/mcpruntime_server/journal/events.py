@@ -237,6 +237,36 @@ class QuestionAsked(Event):
 
 
 @dataclass(frozen=True)
+class AgentQuestionAsked(Event):
+    """An agent of the run waits: its run `asking_run` has asked this, and gets the answer.
+
+    `target` is what the call about which it asks would call; the rest is its `QuestionAsked`.
+    """
+
+    asking_run: str
+    target: str
+    question_id: str
+    kind: str
+    call_id: int  # in `asking_run`
+    expires_at: float
+    covered_calls: list[ApprovedCall] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    model_request: ClientModelRequest | None = None
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class AgentQuestionAnswered(Event):
+    """The agent no longer waits; without a `decision`, its run has ended before the answer."""
+
+    asking_run: str
+    question_id: str
+    decision: str = ""
+    scope: str = "once"
+    answered_by: str = ""
+
+
+@dataclass(frozen=True)
 class QuestionAnswered(Event):
     """The question has its answer.
 
@@ -353,6 +383,8 @@ EVENT_CLASSES: Mapping[str, type[Event]] = {
     "call_started": CallStarted,
     "question_asked": QuestionAsked,
     "question_answered": QuestionAnswered,
+    "agent_question_asked": AgentQuestionAsked,
+    "agent_question_answered": AgentQuestionAnswered,
     "call_finished": CallFinished,
     "model_usage_recorded": ModelUsageRecorded,
     "files_changed": FilesChanged,

@@ -6,13 +6,14 @@ If its client can show pages, it can do so for them, too.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
 from ..journal.call_scope import CallScope
 from ..journal.events import InputEntry
+from .pending_questions import PendingQuestion
 from .run import Run
 from .run_report import RunReport
 from .run_spec import RunSpec
@@ -30,11 +31,12 @@ StatusCallback = Callable[[str], None]
 class ChildSession:
     """A session for the runs of one agent."""
 
-    def __init__(self, session: Session, timeout_s: float, *, shows_pages: bool) -> None:
+    def __init__(self, session: Session, timeout_s: float, parent: Run | None) -> None:
         self.id = session.id
         self._session = session
         self._timeout_s = timeout_s
-        self._shows_pages = shows_pages
+        self._parent = parent
+        self._shows_pages = parent is not None and parent.spec.shows_pages
 
     async def execute(
         self, code: str, report_status: StatusCallback, inputs: Sequence[InputEntry] = ()
@@ -52,16 +54,39 @@ class ChildSession:
             context=tuple(inputs) or None,
         )
         run = self._session.enqueue_run(spec)
-        while not run.finished.is_set():
-            report_status(describe_pending(run))
-            await run.wait_for_update()
-        report_status("")
+        with self._pass_on_questions(run) as pass_on:
+            while not run.finished.is_set():
+                report_status(describe_pending(run))
+                pass_on()
+                await run.wait_for_update()
+            report_status("")
         if run.ending.failure is not None:
             raise run.ending.failure
         note = await run.wait_until_recorded()
         if note:
             run.report.notes.append(note)
         return run.report
+
+    @contextmanager
+    def _pass_on_questions(self, run: Run) -> Iterator[Callable[[], None]]:
+        """Yield what records in the parent's log the questions that a run waits for now."""
+        passed_on: list[PendingQuestion] = []
+        parent = self._parent
+
+        def pass_on(current: Sequence[PendingQuestion]) -> None:
+            if parent is None or parent.finished.is_set():
+                return
+            for question in [each for each in passed_on if each not in current]:
+                passed_on.remove(question)
+                parent.questions.remove_agent_question(question)
+            for question in [each for each in current if each not in passed_on]:
+                passed_on.append(question)
+                parent.questions.add_agent_question(question)
+
+        try:
+            yield lambda: pass_on(run.questions.all_open_questions)
+        finally:
+            pass_on(())
 
 
 def describe_pending(run: Run) -> str:
@@ -78,11 +103,10 @@ async def open_child_session(
     """Yield a session for an agent of the run `parent`; raises `Unavailable` if none is free."""
     row = await runtime.journal.load_session(parent.session_id)
     active = runtime.find_active_run(parent.run_id, row.principal)
-    shows_pages = active is not None and active[1].spec.shows_pages
     session = await runtime.open_agent_session(parent.run_id, row.principal)
     with session.keep_open():
         try:
-            yield ChildSession(session, timeout_s, shows_pages=shows_pages)
+            yield ChildSession(session, timeout_s, None if active is None else active[1])
         finally:
             with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
                 await session.cancel_all_runs()

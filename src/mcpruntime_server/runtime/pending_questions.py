@@ -23,6 +23,8 @@ import anyio
 from ..errors import CallFailed, Conflict, Forbidden, InvalidRequest
 from ..journal.call_scope import CredentialRequest
 from ..journal.events import (
+    AgentQuestionAnswered,
+    AgentQuestionAsked,
     ApprovedCall,
     ClientModelRequest,
     QuestionAnswered,
@@ -62,7 +64,7 @@ MAX_REMEMBERED_ANSWERS = 10_000  # of a live run, to recognise a second answer
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class PendingQuestion:
     """One thing that a run waits for; `args` are those that the call would be made with."""
 
@@ -230,6 +232,7 @@ class PendingQuestions:
         self.open_questions: dict[str, PendingQuestion] = {}
         self.timer = WaitingTimer()
         self.agent_question = ""  # what the agents of the run wait for
+        self.agent_questions: list[PendingQuestion] = []  # the same, agents of agents included
         self.permissions = Permissions(allowed_targets)
         self.find_origin_hints = find_origin_hints
         self._journal = journal
@@ -334,6 +337,11 @@ class PendingQuestions:
         return url not in self._declined_urls and (self._shows_pages or was_asked)
 
     @property
+    def all_open_questions(self) -> list[PendingQuestion]:
+        """What the run waits for, and what its agents wait for."""
+        return [*self.open_questions.values(), *self.agent_questions]
+
+    @property
     def answer_command(self) -> str:
         """The command with which a person lists these questions, and answers them."""
         return f"{self._approvals_command} {self._run_id}"
@@ -374,6 +382,26 @@ class PendingQuestions:
         """Tell the watchers of the run what its agents wait for; "" for nothing."""
         self.agent_question = stage
         self._host.set_stage(stage)
+
+    def add_agent_question(self, question: PendingQuestion) -> None:
+        """Record that an agent of the run waits for an answer."""
+        self.agent_questions.append(question)
+        asked = vars(question.asked)
+        self._journal.append_event(
+            AgentQuestionAsked(asking_run=question.run_id, target=question.target, **asked)
+        )
+        self._host.notify_watchers()
+
+    def remove_agent_question(self, question: PendingQuestion) -> None:
+        """Record that an agent of the run no longer waits for an answer."""
+        self.agent_questions.remove(question)
+        answer = question.answer or QuestionAnswered(question.id, "")
+        self._journal.append_event(
+            AgentQuestionAnswered(
+                question.run_id, question.id, answer.decision, answer.scope, answer.answered_by
+            )
+        )
+        self._host.notify_watchers()
 
     async def _create_question(
         self,

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import JournalFailed, JournalLimitReached
 from ..journal.events import (
+    AgentQuestionAnswered,
+    AgentQuestionAsked,
     ClocksRead,
     FilesChanged,
     InputEntry,
@@ -35,6 +37,8 @@ RunEventRecord = (
     | OutputWritten
     | QuestionAsked
     | QuestionAnswered
+    | AgentQuestionAsked
+    | AgentQuestionAnswered
     | RunFinished
     | FilesChanged
 )

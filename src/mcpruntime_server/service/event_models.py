@@ -104,16 +104,17 @@ class CoveredCall(BaseModel):
 
 
 class WaitingEvent(BaseRunEvent):
-    """The run waits until `expires_at` for an answer: `POST /runs/{run}/answers`.
+    """The run waits until `expires_at` for an answer: `POST /runs/{asking_run}/answers`.
 
-    The question is about call `call`, whose arguments are in its `call_started`. "approval": may it
-    be made? "in_doubt": a crash may have interrupted it, is it made again? "question": `prompt` is
-    for the client's model, and the answer follows `answer_schema`. "credential": a person has to
-    store one on the page `url`, or as `hints` say, and the run goes on; the only answer is
-    "decline".
+    `asking_run` is the run itself, or that of one of its agents. The question is about call `call`
+    of that run, whose arguments are in its `call_started`. "approval": may it be made? "in_doubt":
+    a crash may have interrupted it, is it made again? "question": `prompt` is for the client's
+    model, and the answer follows `answer_schema`. "credential": a person has to store one on the
+    page `url`, or as `hints` say, and the run goes on; the only answer is "decline".
     """
 
     type: Literal["waiting"] = "waiting"
+    asking_run: str = Field(description="Where it is answered.")
     question: str
     kind: Literal["approval", "in_doubt", "question", "credential"]
     call: int
@@ -127,9 +128,13 @@ class WaitingEvent(BaseRunEvent):
 
 
 class AnsweredEvent(BaseRunEvent):
-    """A question has its answer, and the run goes on."""
+    """A question has its answer, and the run goes on.
+
+    `decision` is "" if the run of an agent has ended before the answer.
+    """
 
     type: Literal["answered"] = "answered"
+    asking_run: str
     question: str
     decision: str
     scope: str

@@ -160,12 +160,16 @@ class EventEncoder:
             case recorded.CallFinished() if event.call_id in self._open_calls:
                 yield self._encode_result(stored, event)
             case recorded.QuestionAsked():
-                yield self._encode_question(stored, event)
-            case recorded.QuestionAnswered():
+                target = self._open_calls.get(event.call_id, "")
+                yield self._encode_question(stored, event, self._run.id, target)
+            case recorded.AgentQuestionAsked():
+                yield self._encode_question(stored, event, event.asking_run, event.target)
+            case recorded.QuestionAnswered() | recorded.AgentQuestionAnswered():
                 yield self._event(
                     public.AnsweredEvent,
                     stored,
                     position,
+                    asking_run=getattr(event, "asking_run", self._run.id),
                     question=event.question_id,
                     decision=event.decision,
                     scope=event.scope,
@@ -231,7 +235,13 @@ class EventEncoder:
             duration_ms=event.duration_ms,
         )
 
-    def _encode_question(self, stored: StoredEvent, event: recorded.QuestionAsked) -> EncodedEvent:
+    def _encode_question(
+        self,
+        stored: StoredEvent,
+        event: recorded.QuestionAsked | recorded.AgentQuestionAsked,
+        asking_run: str,
+        target: str,
+    ) -> EncodedEvent:
         covered = [
             public.CoveredCall(
                 target=call["target"], arguments=bound_data(json.loads(call["sent"]))[0]
@@ -243,10 +253,11 @@ class EventEncoder:
             public.WaitingEvent,
             stored,
             EventPosition(stored.sequence),
+            asking_run=asking_run,
             question=event.question_id,
             kind=event.kind,
             call=event.call_id,
-            target=self._open_calls.get(event.call_id, ""),
+            target=target,
             covered_calls=covered,
             prompt=None if request is None else request["prompt"],
             answer_schema=None if request is None else request["schema"],
