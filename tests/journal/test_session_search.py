@@ -105,3 +105,13 @@ async def test_a_statement_that_finds_nothing_ends_with_the_time(
     assert (result.searched_count, result.is_complete) == (0, False)
     monkeypatch.undo()
     assert (await search(journal, "1999 lines")).sessions
+
+
+async def test_matches_of_one_kind_in_a_run_are_one(journal: Journal) -> None:
+    texts = [OutputWritten("stdout", f"row {number}\n") for number in range(20)]
+    await write_run(journal, "s_rows", *texts, code="'row'")
+    [(_, matches)] = (await search(journal, "row")).sessions
+    assert [(each.kind, each.step) for each in matches] == [
+        ("output_written", 1),
+        ("run_started", 1),
+    ]

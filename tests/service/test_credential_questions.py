@@ -245,7 +245,7 @@ async def test_the_stream_of_a_run_has_what_its_sub_agents_wait_for(
                         assert event.data["kind"] == "credential"
                         asking = (await api.get(f"/runs/{event.data['asking_run']}")).json()
                         [asked] = asking["waiting_for"]
-                        assert asked["question"] == event.data["question"]
+                        assert asked["id"] == event.data["question"]
                         await store(service, event.data["url"], token, "secret-of-eva-1")
             kinds = [each.type for each in await api.read_events(run)]
     assert kinds.count("waiting") == kinds.count("answered") == 1

@@ -112,10 +112,11 @@ async def test_who_may_only_read_does_not_execute_code(
 async def test_the_command_line_writes_the_same(
     service: HttpService, api: ApiClient, tmp_path: Path
 ) -> None:
-    expected = await download(api, "frame")
+    run = await execute(api, "frame")
+    expected = (await api.get(f"/runs/{run}/value.csv")).text
     file = tmp_path / "table.csv"
     done = run_command(
-        "--config", service.settings, "replay", "export", "frames:2", file, "--format", "csv",
+        "--config", service.settings, "replay", "export", run, file, "--format", "csv",
         "--principal", "ann",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from .conftest import CHROMIUM
 from .demo_session import execute_demo, write_demo_settings
 
 FAILED_STEP = 37
+LAST_STEP = 38
 CAUSE = 12
 
 
@@ -22,12 +23,18 @@ async def test_the_cause_of_a_failure_is_found_and_its_fix_is_proven(tmp_path: P
     settings = write_demo_settings(tmp_path)
     async with open_http_service(settings, "--no-auth") as service, async_playwright() as player:
         async with connect_api(service) as client:
-            await execute_demo(client, FAILED_STEP)
+            await execute_demo(client, LAST_STEP)
         browser = await player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = await browser.new_page()
         base = service.url.removesuffix("/mcp")
         await page.goto(base)
         await page.click("text=shop-report")
+        await expect(page.locator(".panel h2")).to_have_text(f"Step {LAST_STEP}")
+        failed = page.locator("[data-go=failure]")
+        await expect(failed).to_have_text("2 failed")
+        await failed.click()
+        await expect(page.locator(".panel h2")).to_have_text("Step 5")
+        await page.keyboard.press("f")
         await expect(page.locator(".panel h2")).to_have_text(f"Step {FAILED_STEP}")
         await expect(page.locator(".failure")).to_contain_text("division by zero")
         await page.fill("#probe-expression", "region, count")  # the line is the one that failed
@@ -44,6 +51,9 @@ async def test_the_cause_of_a_failure_is_found_and_its_fix_is_proven(tmp_path: P
         await page.check("#try-following")
         await page.click("text=Execute and compare")
         await page.click("text=Open the session of the attempt")
+        await expect(page.locator(".panel h2")).to_have_text(f"Step {LAST_STEP}")
+        await expect(failed).to_have_text("1 failed")
+        await page.keyboard.press("k")
         await expect(page.locator(".panel h2")).to_have_text(f"Step {FAILED_STEP}")
         await expect(page.locator(".panel .pill").first).to_have_text("ok")
         await browser.close()

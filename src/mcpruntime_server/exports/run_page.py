@@ -49,18 +49,19 @@ def write_run_page(out: TextIO, session: SessionRow, run: RecordedRun) -> None:
         report=report,
         started_at=f"{started_at:%Y-%m-%d %H:%M:%S} UTC",
         code_lines=bound_text(run.code).splitlines(),
+        error_line=error["line"] if error else None,
         sections=[
             (title, split_text(bound_text(text)))
             for title, text in (
-                ("Output", report.stdout),
-                ("Error output", report.stderr),
-                ("Value", report.value["text"] if report.value else ""),
                 (
                     "Error",
                     format_error(error["type"], error["message"], error["traceback"])
                     if error
                     else "",
                 ),
+                ("Output", report.stdout),
+                ("Error output", report.stderr),
+                ("Value", report.value["text"] if report.value else ""),
             )
             if text
         ],

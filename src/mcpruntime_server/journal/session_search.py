@@ -33,7 +33,8 @@ CHECKED_STEPS = 20_000  # of SQLite, between two looks at the clock
 UNREADABLE = (JournalFailed, NotFound, OSError)  # raised for blobs that are damaged or lost
 
 SELECT_SEARCHED = """
-    SELECT run_id, kind, body, large_fields FROM events
+    SELECT run_id, (SELECT step FROM runs WHERE runs.id = run_id), kind, body, large_fields
+    FROM events
     WHERE session_id = ?1 AND run_id IS NOT NULL
         AND kind IN ('run_started', 'output_written', 'call_started', 'files_changed')
         AND (instr(lower(body), ?2) > 0 OR instr(lower(body), ?3) > 0 OR large_fields IS NOT NULL)
@@ -51,6 +52,7 @@ class SearchMatch:
     """An event of a run that contains what was searched for, with the text around it."""
 
     run_id: str
+    step: int  # 0: it was not started
     kind: str
     before: str
     found: str
@@ -114,7 +116,7 @@ class SessionSearch:
         Raises `SearchTimedOutError`.
         """
         rows = self._connection.execute(SELECT_SEARCHED, (session_id, *self._encoded))
-        for run_id, kind, body, large_fields in rows:
+        for run_id, step, kind, body, large_fields in rows:
             self._check_time()
             with suppress(ValueError, TypeError, AttributeError, RecursionError, *UNREADABLE):
                 digests: Mapping[str, str] = json.loads(large_fields or "{}")
@@ -125,7 +127,7 @@ class SessionSearch:
                     else:
                         found = self._search_texts(fields.get(name))
                     if found is not None:
-                        yield SearchMatch(run_id, kind, *found)
+                        yield SearchMatch(run_id, step or 0, kind, *found)
                         break
 
     def _search_texts(self, field: Any) -> tuple[str, str, str] | None:
@@ -175,7 +177,8 @@ def search_sessions(
 ) -> SearchResult:
     """Return the sessions whose code, output, calls or file names contain a text.
 
-    The newest sessions are searched first, for `MAX_SEARCH_S` at most.
+    The newest sessions are searched first, for `MAX_SEARCH_S` at most. Of matches of one kind that
+    follow each other in a run, the last one stands for all.
     """
     search = SessionSearch(connection, blobs, text)
     sessions = [
@@ -191,6 +194,8 @@ def search_sessions(
         try:
             with search.limit_time():
                 for match in search.iter_matches(session.id):
+                    if matches and is_alike(matches[-1], match):
+                        continue
                     matches.append(match)
                     if len(matches) >= max_matches:
                         break
@@ -202,3 +207,8 @@ def search_sessions(
             found.append((session, matches))
     is_complete = search.is_complete and searched_count == len(sessions)
     return SearchResult(found, searched_count, len(sessions), is_complete)
+
+
+def is_alike(one: SearchMatch, other: SearchMatch) -> bool:
+    """Return whether two matches are of one kind in one run."""
+    return (one.run_id, one.kind) == (other.run_id, other.kind)

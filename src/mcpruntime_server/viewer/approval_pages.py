@@ -45,6 +45,15 @@ REPLACEMENTS = (  # names of arguments of which the second takes the place of th
 )
 
 
+CARD_LABELS = {  # what a card is, and what it asks
+    "approval": ("Approval", "May this be called?"),
+    "in_doubt": ("Call in doubt", "The server died during this call. Call it again?"),
+    "question": ("Question", "Code asks the client's model"),
+    "credential": ("Credential", "This call needs a credential of yours"),
+    "plan": ("Plan", "A plan: make these calls?"),
+}
+
+
 @dataclass(frozen=True)
 class AskedCall:
     """A call that is asked about, with the texts that its arguments replace by others."""
@@ -63,15 +72,26 @@ class QuestionCard:
     run_id: str
     step: int
     name: str
-    kind: str  # "approval" | "in_doubt" | "question" | "plan"
+    kind: str  # "approval" | "in_doubt" | "question" | "credential" | "plan"
     calls: tuple[AskedCall, ...]
     hidden_count: int
     prompt: str
     takes_json: bool
     line: int | None
     hints: tuple[str, ...]
+    url: str  # of the page on which a credential is stored
     expires_at: float | None
     is_answered: bool
+
+    @property
+    def label(self) -> str:
+        """What it is, in a word or two."""
+        return CARD_LABELS[self.kind][0]
+
+    @property
+    def question(self) -> str:
+        """What it asks."""
+        return CARD_LABELS[self.kind][1]
 
     @property
     def key(self) -> str:
@@ -149,7 +169,9 @@ class ApprovalPages:
                 cards += [
                     build_card(session, recorded, [view], row.is_answered, view.kind)
                     for view in recorded.pending_questions
-                    if view.id == row.question_id and row.expires_at > time.time()
+                    if view.id == row.question_id
+                    and row.expires_at > time.time()
+                    and view.kind in CARD_LABELS
                 ]
         for each in await self._list_plans(principal):
             with suppress(NotFound):
@@ -210,6 +232,7 @@ def build_card(
         takes_json=request is not None and request["schema"] is not None,
         line=first.line,
         hints=tuple(dict.fromkeys(hint for view in views for hint in view.hints)),
+        url=first.url if first.url.startswith(("http://", "https://")) else "",
         expires_at=first.expires,
         is_answered=is_answered,
     )

@@ -6,7 +6,7 @@ import { followChanges } from "./live.js";
 import { showTimes } from "./viewer.js";
 
 const KEYS = { a: "allow", d: "deny", r: "allow_run", s: "allow_session" };
-const DONE = { allow: "Allowed.", allow_run: "Allowed for the run.", allow_session: "Allowed for the session.", deny: "Refused." };
+const DONE = { allow: "Allowed.", allow_run: "Allowed for the run.", allow_session: "Allowed for the session.", deny: "Refused.", decline: "Declined." };
 
 const MAX_PAUSE_MS = 150; // between two updates: a new card is to be there within a second
 

@@ -4,6 +4,7 @@ import { formatDuration, formatMoney } from "./formats.js";
 
 const COST_PX = 4;
 const GAP_PX = 3;
+const MAX_SLOT_PX = 56; // few steps do not fill the bar
 const MIN_HEIGHT = 0.12;
 const FAILED = new Set(["error", "timeout", "crashed"]);
 
@@ -67,9 +68,13 @@ export class ScrubBar {
   }
 
   #placeAt(x) {
-    const count = this.#steps.length;
-    const place = Math.floor((x / this.canvas.clientWidth) * count);
-    return Math.min(Math.max(place, 0), count - 1);
+    const place = Math.floor(x / this.#slot);
+    return Math.min(Math.max(place, 0), this.#steps.length - 1);
+  }
+
+  /** The width of a step. */
+  get #slot() {
+    return Math.min(this.canvas.clientWidth / Math.max(this.#steps.length, 1), MAX_SLOT_PX);
   }
 
   #showHint(x) {
@@ -103,7 +108,7 @@ export class ScrubBar {
     const context = this.#bars.getContext("2d");
     context.scale(ratio, ratio);
     const colours = readColours(canvas);
-    const slot = width / Math.max(this.#steps.length, 1);
+    const slot = this.#slot;
     const gap = slot > 6 ? 2 : slot > 3 ? 1 : 0;
     const longest = this.#steps.reduce((most, step) => Math.max(most, step.duration_ms ?? 0), 1);
     const dearest = this.#steps.reduce((most, step) => Math.max(most, step.usd), 0);
@@ -138,7 +143,7 @@ export class ScrubBar {
     const ratio = devicePixelRatio || 1;
     context.scale(ratio, ratio);
     const { accent, selection } = readColours(canvas);
-    const slot = canvas.clientWidth / this.#steps.length;
+    const slot = this.#slot;
     const x = this.#selected * slot;
     context.fillStyle = selection;
     context.fillRect(x, 0, Math.max(slot, 2), canvas.clientHeight);

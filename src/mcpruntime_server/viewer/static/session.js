@@ -171,6 +171,7 @@ async function loadSteps() {
   find("[data-live]").hidden = !steps.some(isLive);
 }
 
+const hasFailed = (step) => ["error", "timeout", "crashed"].includes(step.status);
 const isLive = (step) => step.status === "running" || step.status === "queued";
 
 function showTotals(steps) {
@@ -179,6 +180,16 @@ function showTotals(steps) {
   const parts = [steps.length === 1 ? "1 step" : `${steps.length.toLocaleString("en")} steps`, formatDuration(time)];
   if (usd) parts.push(formatMoney(usd));
   find("[data-totals]").textContent = parts.join(" · ");
+  const failed = steps.filter(hasFailed).length;
+  const button = find("[data-go=failure]");
+  button.textContent = `${failed.toLocaleString("en")} failed`;
+  button.hidden = !failed;
+}
+
+/** Select the next step that has failed, and the first one after the last. */
+function goToFailure() {
+  const places = [...list.steps.keys()].filter((place) => hasFailed(list.steps[place]));
+  if (places.length) selectStep(places.find((place) => place > selected) ?? places[0], { isSettled: true });
 }
 
 /** Load what the page shows again, because the session has changed. */
@@ -200,12 +211,15 @@ document.addEventListener("keydown", (event) => {
   if (event.key in moves) {
     event.preventDefault();
     selectStep(selected + moves[event.key]);
+  } else if (event.key === "f" && !event.ctrlKey && !event.metaKey) {
+    goToFailure();
   }
 });
 
 page.addEventListener("click", async (event) => {
   const go = event.target.closest("[data-go]");
-  if (go) selectStep(selected + (go.dataset.go === "next" ? 1 : -1), { isSettled: true });
+  if (go?.dataset.go === "failure") goToFailure();
+  else if (go) selectStep(selected + (go.dataset.go === "next" ? 1 : -1), { isSettled: true });
   const cancel = event.target.closest("[data-cancel]");
   if (cancel) {
     cancel.disabled = true;
