@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -52,9 +53,13 @@ class StepLists:
         place = len(figures.run_ids) - 1
         if wanted in figures.run_ids:
             place = figures.run_ids.index(wanted)
-        document = build_columns(figures, session.tip)
         rows = await self._load_window(figures.run_ids, place - WINDOW_ROWS // 2)
-        return JSONResponse({**document, "window": rows}, headers=PAGE_SECURITY_HEADERS)
+
+        def build() -> Response:
+            document = {**build_columns(figures, session.tip), "window": rows}
+            return JSONResponse(document, headers=PAGE_SECURITY_HEADERS)
+
+        return await to_thread.run_sync(build, limiter=self._services.renderer.turn)
 
     async def list_rows(self, request: Request) -> Response:
         """Return the window of rows that has the place in the query."""
