@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import NotFound
-from ..journal.call_scope import ignore_progress
 from ..journal.events import FileEntry
+from ..journal.progress import ReportProgress, ignore_progress
 from ..journal.rows import RunRow, SessionRow
 from ..runtime import time_travel
 from ..runtime.run import Run
@@ -198,7 +198,7 @@ async def rerun_steps(
     runtime: Runtime,
     row: SessionRow,
     body: RerunRequest,
-    report: Callable[[str], None] = ignore_progress,
+    report: ReportProgress = ignore_progress,
 ) -> RerunDocument:
     """Execute steps of a session again, in a session of their own, and report which one it is."""
     journal = runtime.journal

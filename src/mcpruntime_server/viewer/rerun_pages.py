@@ -5,11 +5,12 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..journal.progress import ReportProgress
 from ..runtime.time_travel import check_live_targets
 from ..service.api_models import RerunRequest
 from ..service.requests import read_body
 from ..service.session_api import rerun_steps
-from .progress_stream import ProgressResponse, ReportProgress
+from .progress_stream import ProgressResponse
 from .viewer_services import ViewerServices
 
 
