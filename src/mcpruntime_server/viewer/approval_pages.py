@@ -219,6 +219,8 @@ def build_card(
     """Return the card of a question, or of the questions that are a plan."""
     first = views[0]
     calls = [call for view in views for call in view.calls]
+    if kind == "credential":
+        calls = []  # the hints say what it is for; the call may be one of the runtime's own
     request = first.model_request
     return QuestionCard(
         session=session,
