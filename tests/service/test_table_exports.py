@@ -74,6 +74,11 @@ async def test_an_index_with_names_and_a_series_are_written(api: ApiClient) -> N
     ]
 
 
+async def test_the_frame_that_was_assigned_last_is_written(api: ApiClient) -> None:
+    rows = parse(await download(api, "part = frame[['n']].head(1)"))
+    assert rows == [["n"], ["-1.5"]]
+
+
 async def test_a_large_frame_is_whole(api: ApiClient) -> None:
     rows = parse(await download(api, LARGE))
     assert len(rows) == 200_001
@@ -121,8 +126,9 @@ async def test_the_command_line_writes_the_same(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert file.read_bytes().decode() == expected
+    run = await execute(api, "len(frame)")
     done = run_command(
-        "--config", service.settings, "replay", "export", "frames:1", file, "--format", "csv",
+        "--config", service.settings, "replay", "export", run, file, "--format", "csv",
         "--force", "--principal", "ann",
     )  # fmt: skip
     assert done.returncode != 0
