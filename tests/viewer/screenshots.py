@@ -128,9 +128,11 @@ async def open_demo(folder: Path) -> AsyncIterator[tuple[HttpService, str]]:
 
 
 def write_picture(path: Path, png: bytes) -> None:
-    """Write a picture with few colours, which is all that pages have; raises if it is large."""
+    """Write a picture with few colours, small areas included; raises if it is large."""
     with Image.open(io.BytesIO(png)) as picture:
-        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(
+            COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
         few.save(path, optimize=True)
     size = path.stat().st_size
     if size > MAX_BYTES:
