@@ -31,14 +31,14 @@ async def test_a_credential_is_stored_from_the_queue_or_declined(viewer: Viewer)
             card = page.locator("[data-card]")
             await expect(card).to_contain_text("needs a credential")
             if session == "declined":
-                await card.locator("text=Decline").click()
+                await card.locator("[data-answer=decline]").click()
             else:
                 async with page.expect_popup() as opened:
-                    await card.locator("text=Store the credential").click()
+                    await card.locator("a.button").click()
                 form = await opened.value
                 await form.fill("[name=token]", viewer.token)
                 await form.fill("[name=credential]", "secret-of-una-1")
-                await form.click("text=Store >> nth=-1")
+                await form.click("button")
                 await expect(form.locator("[role=status]")).to_contain_text("is stored")
             await expect(page.locator(".empty")).to_contain_text("Nothing waits")
             end = (await api.read_events(run))[-1]
