@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.perf import main
+from tests.helpers.commands import find_complaints
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,11 +23,11 @@ def test_rows_are_measured_printed_and_written_as_json(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode in (0, 1)  # a busy machine may be far over a bound
-    assert done.stderr == ""
+    assert find_complaints(done.stderr) == []
     assert "left behind" not in done.stdout
     report = json.loads(file.read_text())
     assert list(report["details"]["rows"]) == ["warm", "cold", "tools-list"]

@@ -63,6 +63,11 @@ def start_command(*words: str | Path) -> CompletedCommand:
     )
 
 
+def find_complaints(stderr: str) -> list[str]:
+    """Return the lines of stderr, without those of servers that a busy machine lets end late."""
+    return [line for line in stderr.splitlines() if not line.endswith("stopping: SIGTERM")]
+
+
 def run_on_terminal(settings: Path, *words: str, columns: int = 80, **env: str) -> str:
     """Return what a command writes to a real terminal of so many columns."""
     ours, theirs = pty.openpty()
