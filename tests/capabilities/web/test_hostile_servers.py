@@ -35,6 +35,7 @@ HOSTILE_ANSWERS = {
     "a header of 1 MB": HEAD + b"X: " + b"y" * 1_000_000 + b"\r\n\r\n",
     "a header without a name": HEAD + b": y\r\n\r\n",
     "a NUL in a header": HEAD + b"X: \0\r\n\r\n",
+    "a header of spaces": HEAD + b"X:" + b" " * 60_000 + b"\0\r\n\r\n",
     "two lengths": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
     "a negative length": HEAD + b"Content-Length: -1\r\n\r\n",
     "a length in words": HEAD + b"Content-Length: many\r\n\r\n",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 MAX_HEADERS = 1_000
 
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\0\r\n]*))?")
-HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*?)[ \t]*")
+HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\0\r\n]*)")
 LENGTH = re.compile(rb"[0-9]{1,15}")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\0\r\n]*)?")
 BODILESS_STATUSES = (204, 304)
@@ -96,7 +96,7 @@ def parse_head(data: bytes) -> AnswerHead:
         header = HEADER_LINE.fullmatch(line)
         if header is None:
             raise BrokenAnswer(f"this is not a header: {line[:80]!r}")
-        headers.append((header[1], header[2]))
+        headers.append((header[1], header[2].strip(b" \t")))
     return AnswerHead(int(found[1]), int(found[2]), found[3] or b"", headers)
 
 
