@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,8 +20,8 @@ from . import inspection_models
 from .api_services import ApiServices
 from .authentication import Authentication
 from .event_models import RunEvent
-from .event_stream import cancel_when_left
 from .export_api import ExportApi
+from .http_connections import cancel_when_closed
 from .inspection_api import InspectionApi
 from .method_routes import join_methods
 from .openapi import ApiRoute, Handler, OpenApiDocument
@@ -325,18 +324,8 @@ def end_with_client(handler: Handler) -> Handler:
     """Return a handler that is cancelled when its client leaves: nobody else gets its answer."""
 
     async def handle(request: Request) -> Response:
-        await request.body()  # it is read by now, and what comes next is that the client leaves
-        response = Response(status_code=CLIENT_LEFT_STATUS)
-        failure: McpRuntimeError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(cancel_when_left, request.receive, tasks.cancel_scope)
-            try:
-                response = await handler(request)
-            except McpRuntimeError as exc:
-                failure = exc
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        return response
+        with cancel_when_closed(request.scope):
+            return await handler(request)
+        return Response(status_code=CLIENT_LEFT_STATUS)
 
     return handle

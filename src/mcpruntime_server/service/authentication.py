@@ -85,11 +85,6 @@ def find_principal(scope: RequestScope) -> str:
     return find_caller(scope).principal
 
 
-def find_response(scope: RequestScope) -> GuardedResponse:
-    """Return what answers a request, for endpoints that `Authentication.protect` wraps."""
-    return cast("GuardedResponse", scope[RESPONSE_KEY])
-
-
 class Authentication:
     """What stands between the network and the routes; without tokens nobody is asked."""
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import McpRuntimeError, RateLimited
 from ..runtime.shutdown import cancel_when_set
+from .http_connections import cancel_when_closed
 from .problems import build_problem
 from .run_events import EncodedEvent, format_event_id
 
@@ -69,11 +70,9 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they happen."""
         with self._streams as streams:
-            await self._send_stream(scope, receive, send, streams)
+            await self._send_stream(scope, send, streams)
 
-    async def _send_stream(
-        self, scope: Scope, receive: Receive, send: Send, streams: OpenResponses | None
-    ) -> None:
+    async def _send_stream(self, scope: Scope, send: Send, streams: OpenResponses | None) -> None:
         await send(
             {
                 "type": "http.response.start",
@@ -84,9 +83,9 @@ class EventStreamResponse(Response):
         if scope["method"] != "HEAD":
             async with anyio.create_task_group() as tasks:
                 tasks.cancel_scope.deadline = anyio.current_time() + MAX_STREAM_S
-                tasks.start_soon(cancel_when_left, receive, tasks.cancel_scope)
                 tasks.start_soon(cancel_when_set, self._is_stopping, tasks.cancel_scope)
-                await self._send_events(send, streams)
+                with cancel_when_closed(scope):
+                    await self._send_events(send, streams)
                 tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
@@ -110,13 +109,6 @@ class EventStreamResponse(Response):
                 await send_chunk(send, chunk)
             else:
                 return
-
-
-async def cancel_when_left(receive: Receive, scope: anyio.CancelScope) -> None:
-    """Cancel `scope` when the client of a request has left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 class OpenResponses:

@@ -26,7 +26,7 @@ from ..errors import InvalidRequest
 from ..server.connections import ConnectionCursors
 from ..server.delivery import FindCursor
 from ..server.permissions import MCP_SCOPES, required_scopes
-from .authentication import check_scopes, find_caller, find_response
+from .authentication import check_scopes, find_caller
 from .deferred_streams import DeferredStreams, asks_for_answer_only
 from .http_connections import cancel_when_closed
 from .mcp_connections import ConnectionManager
@@ -148,8 +148,7 @@ class McpEndpoint:
         send: Send,
     ) -> None:
         """Handle a request for which only an answer is sent; it ends when its client leaves."""
-        cancel_scope = find_response(scope).cancel_scope
-        with cancel_when_closed(scope, cancel_scope), self._deferred.defer(send) as response:
+        with cancel_when_closed(scope), self._deferred.defer(send) as response:
             await manager.handle_request(scope, receive, response.send)
 
     async def ping_clients(self) -> None:

@@ -23,9 +23,9 @@ from ..service.event_stream import (
     HEARTBEAT,
     HEARTBEAT_S,
     STREAM_HEADERS,
-    cancel_when_left,
     send_chunk,
 )
+from ..service.http_connections import cancel_when_closed
 from ..service.problems import build_problem
 from .page_rendering import PAGE_SECURITY_HEADERS
 
@@ -55,10 +55,10 @@ class ProgressResponse(Response):
         # What the work reports is short, so nothing that is not sent yet needs a bound.
         writer, reader = anyio.create_memory_object_stream[bytes](math.inf)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(cancel_when_left, receive, tasks.cancel_scope)
             tasks.start_soon(cancel_when_set, self._is_stopping, tasks.cancel_scope)
             tasks.start_soon(self._do_work, writer)
-            await send_parts(reader, send)
+            with cancel_when_closed(scope):
+                await send_parts(reader, send)
             tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
