@@ -82,6 +82,8 @@ def plot_bars(
         panel.grid(axis="y", visible=False)
         if log:
             panel.set_xscale("log")
+            panel.set_xlim(left=1)  # else the length of a bar says nothing
+            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         return save_figure(figure, folder, name)
 
 

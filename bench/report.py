@@ -23,8 +23,11 @@ table with each other, not with those of another machine. `make bench-smoke` run
 small; each section names the command that repeats it.
 
 What the figures do not show: how often a real model is right (no run with one is among them), how
-servers of others do on the same tasks, and what a provider bills that caches the beginning of a
+servers of others do on the tasks of MRBS, and what a provider bills that caches the beginning of a
 prompt. Tokens in are counted in full for every request.
+
+The lines in small print name the Git trees of `src` and `bench` that were measured, which outlive a
+rebase: `git rev-parse COMMIT:src` prints that of a commit.
 
 `python -m bench list` names the suites. `python -m bench run mrbs` does 66 tasks in eleven
 categories on real MCP servers, each judged by the end state of the servers and a value. `--mode llm
