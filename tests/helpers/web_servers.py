@@ -21,6 +21,7 @@ import trustme
 HOST = "127.0.0.1"
 CSV = "city,people\nOslo,709000\nBergen,291000\n"
 LARGE_BYTES = 3_000_000
+HUGE_BYTES = 60_000_000
 BASIC_HEADER = "Basic YW5hOnBhc3M="  # ana, pass
 
 
@@ -101,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(bytes(range(256)) * 4, "application/octet-stream")
         elif path == "/large":
             self._send(b"0123456789" * (LARGE_BYTES // 10), "application/octet-stream")
+        elif path == "/huge":  # more than a code that leaves early lets arrive
+            self._send(b"0123456789" * (HUGE_BYTES // 10), "application/octet-stream")
         elif path == "/chunked":
             self._send_chunks([b"one\n", b"two\n", b"three\n"])
         elif path == "/forms":

@@ -140,6 +140,19 @@ async def load(session):
 async with aiohttp.ClientSession() as session:
     found = await asyncio.gather(*(load(session) for _ in range(24)))
 found""",
+    "a session that threads share": """
+import requests
+from concurrent.futures import ThreadPoolExecutor
+session = requests.Session()
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda _: session.get(U + '/count').text, range(24)))
+found""",
+    "a client that threads share": """
+import httpx
+from concurrent.futures import ThreadPoolExecutor
+with httpx.Client() as client, ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda _: client.get(U + '/count').text, range(24)))
+found""",
     "large bodies": """
 import requests
 from concurrent.futures import ThreadPoolExecutor
@@ -356,12 +369,15 @@ async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=N
     answers = await asyncio.gather(
         *(client.get(f'{U}/count?{n}') for n in range(1000)), return_exceptions=True)
 found = collections.Counter(str(getattr(each, 'status_code', repr(each))) for each in answers)
-found"""
+with open('/proc/net/netstat') as file:
+    names, values = [line.split() for line in file if line.startswith('TcpExt')]
+dict(zip(names, values))['ListenOverflows'], found"""
     run = await connection.run(program(web, code), "thousand", timeout_s=400)
     while run.status == "running":
         run = await connection.run_request(run.run)
     assert run.status == "ok", run.text
-    found = run.value
+    refused_connections, found = run.value
+    assert refused_connections == "0"
     assert sum(found.values()) == 1000
     assert set(found) <= {"200", "429"}, found
     assert await connection.evaluate(program(web, PROGRAMS["urllib"]), "beside") is not None
@@ -609,6 +625,25 @@ found"""
         assert web.count("/stalls") in (2, 3)
 
 
+async def test_code_that_leaves_a_download_is_replayed(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import requests
+def begin():
+    with requests.get(U + '/huge', stream=True) as answer:
+        return len(next(answer.iter_content(1000)))
+[begin() for _ in range(3)]"""
+    run = await connection.run(program(web, code), "leaves")
+    assert run.value == [1000] * 3, run.text
+    sent = len(web.requests)
+    for _ in range(2):
+        again = await connection.replay("rerun", "leaves", run=run.run)
+        assert (again.status, again.value) == ("ok", run.value), again.text
+        assert "The same as recorded" in again.note, again.text
+    assert len(web.requests) == sent
+
+
 async def expect_death(server: KillableServer, code: str) -> None:
     with pytest.raises(ServerKilled):
         await server.run(code, "s", "k")
@@ -644,22 +679,44 @@ found = [get() for _ in range(4)]""",
 }
 
 
-async def test_a_connection_serves_the_requests_of_code_that_is_alone(
+async def test_connections_serve_further_requests_and_threads_share_them(
     connection: ServerConnection, web: WebServer
 ) -> None:
     code = program(web, KEPT_PROGRAMS["httpx"])
-    assert await connection.evaluate(code + "\nfound", "alone") == ["keep-alive"] * 4
+    assert await connection.evaluate(code + "\nfound", "kept") == ["keep-alive"] * 4
     code = """
-import threading
 from concurrent.futures import ThreadPoolExecutor
-before = session.get(U + '/count').headers['connection']
+def ask(_):
+    answer = session.get(U + '/count')
+    return answer.headers['connection'], answer.extensions['network_stream'].get_extra_info(
+        'client_addr')[1]
+before = ask(0)
 with ThreadPoolExecutor(4) as pool:
-    found = list(pool.map(lambda _: session.get(U + '/count').headers['connection'], range(8)))
-before, sorted(set(found)), session.get(U + '/count').headers['connection']"""
-    shared = await connection.run(program(web, code), "alone")
-    assert shared.value == ["keep-alive", ["close"], "keep-alive"], shared.text
-    again = await connection.replay("rerun", "alone", run=shared.run)
+    found = [*pool.map(ask, range(32)), ask(0)]
+sorted({kind for kind, _ in [before, *found]}), len({port for _, port in found}) <= 5"""
+    shared = await connection.run(program(web, code), "kept")
+    assert shared.value == [["keep-alive"], True], shared.text
+    again = await connection.replay("rerun", "kept", run=shared.run)
     assert (again.status, again.value) == ("ok", shared.value), again.text
+
+
+async def test_a_number_that_code_writes_is_not_sent_and_harms_nobody(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    code = """
+import json, os, socket
+host, port = os.environ['http_proxy'].rpartition('/')[2].split(':')
+def ask(number):
+    with socket.create_connection((host, int(port)), 5) as sock:
+        sock.sendall(f'GET {U}/echo HTTP/1.1\\r\\nX-Sandbox-Request: {number}\\r\\n\\r\\n'.encode())
+        data = b''
+        while b'\\r\\n\\r\\n' not in data:
+            data += sock.recv(65536)
+    return data.split(b' ')[1].decode()
+[ask(number) for number in ('7', '-1', '0', '\\u0664', '9' * 400, '16777216', 'x')]"""
+    sent = len(web.requests)
+    assert await connection.evaluate(program(web, code), "numbers") == ["200"] * 7
+    assert all("X-Sandbox-Request" not in each.headers for each in web.requests[sent:])
 
 
 @pytest.mark.parametrize("name", KEPT_PROGRAMS)

@@ -459,6 +459,7 @@ async def add_web_routes(
             is_open_world=lambda _: True,
             blobs_of=list_body_blobs,
             load_data=web.load_body,
+            runs_ahead=True,
         ),
     )
 

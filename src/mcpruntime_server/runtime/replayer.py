@@ -181,6 +181,10 @@ class Replayer:
         is_lookup = self._allow_lookups and not self._router.is_listed(call.target)
         if self._is_commit or is_lookup:
             return await self._answer_live(call, call_journal)
+        if self._router.runs_ahead(call.target):
+            message = f"{call.target}: the recording ends here, because its code had left."
+            error = {"kind": "unavailable", "message": message, "data": None}
+            return Reply(call.call_id, None, error)
         left = self.unrepeated_calls()
         expected = format_request(left[0].target, left[0].args) if left else "no further call"
         divergence = self._make_divergence(expected, format_request(call.target, args))

@@ -103,6 +103,7 @@ class Route:
     blobs_of: Callable[[Any], list[str]] = name_no_blobs  # that an answer names, 200 at most
     supply: Callable[[Any, SuppliedSandbox], Awaitable[None]] | None = None
     load_data: Callable[[Any], Awaitable[bytes]] | None = None
+    runs_ahead: bool = False  # calls are made before code needs the answers, in varying numbers
 
 
 class CallHandler(Protocol):
@@ -208,6 +209,10 @@ class Router:
     def is_listed(self, target: str) -> bool:
         """Return whether calls of `target` are in the ledger."""
         return self._find_route(target).is_listed
+
+    def runs_ahead(self, target: str) -> bool:
+        """Return whether a repeated run may make more calls of `target` than were recorded."""
+        return self._find_route(target).runs_ahead
 
     def is_open_world(self, target: str) -> bool:
         """Return whether strangers may have written the answers of `target`."""

@@ -7,8 +7,8 @@ arguments of a call, and decides there what may be asked for.
 
 Rule 1: a process of its own, which the supervisor forks when code connects for the first time. It
 talks to code and to the supervisor, and to nobody else.
-Rule 2: a connection serves further requests only where code says that nobody else can use it (see
-`connection_order`), so that no copy of the interpreter shares one that is in use.
+Rule 2: a connection serves further requests only if they have numbers (see `connection_order`), and
+idle ones end with the run, so that no copy of the interpreter shares one that is in use.
 Rule 3: whatever fails is an HTTP answer whose text says why. A request that code no longer waits
 for is abandoned, like any other call.
 """
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from .connection_order import Address
 
 MAX_CONNECTIONS = 64  # at once; others wait in the backlog
-MAX_KEPT = 8  # of those, idle until their code asks again
+MAX_KEPT = 32  # of those, idle until their code asks again
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 MAX_INLINE_BYTES = 256 * 1024  # of a body that is an argument; a larger one is sent in pieces
 MAX_SHOWN_CHARS = 200  # of a failure in the status line; the body has the whole text
 READ_BYTES = 64 * 1024
+CHANNEL_READ_BYTES = 256 * 1024
 CLIENT_TIMEOUT_S = 30.0  # for code to send a request, or to take a part of the answer
 LINGER_S = 1.0  # for code to read a refusal before its unread request resets the connection
 MAX_LINGER_BYTES = 1024 * 1024
@@ -60,6 +61,7 @@ CONNECTION_HEADERS = frozenset(
     (
         "connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding",
         "upgrade", "proxy-authorization", "proxy-authenticate", "host", "content-length", "expect",
+        connection_order.ORDER_HEADER,
     )
 )  # fmt: skip
 BODILESS_STATUSES = (204, 304)
@@ -156,16 +158,10 @@ class ProxyChannel:
         self._calls: Dict[int, Waiter] = {}
         self._certificates: Dict[str, List[Waiter]] = {}
 
-    def call_host(
-        self,
-        waiter: Waiter,
-        client: Optional[socket.socket],
-        target: str,
-        args: JsonObject,
-        data: bytes = b"",
-        order: int = 0,
-    ) -> wire.Reply:
-        """Return the reply to a call; raises `CallRefused`, `ClientGone`, or `WireError`."""
+    def start_call(
+        self, waiter: Waiter, target: str, args: JsonObject, data: bytes = b"", order: int = 0
+    ) -> int:
+        """Send a call, whose reply wakes `waiter`; return its id. Raises `WireError`."""
         with self._lock:
             self._last_call_id += 1
             call_id = self._last_call_id
@@ -173,19 +169,13 @@ class ProxyChannel:
             frame = wire.encode_message(call)
             self._calls[call_id] = waiter
             self._sock.sendall(frame)
-        try:
-            reply = waiter.wait(client)
-        except ClientGone:
-            self._abandon_call(call_id)
-            raise
-        assert isinstance(reply, wire.Reply)
-        if reply.error is not None:
-            raise CallRefused(str(reply.error.get("kind")), str(reply.error.get("message")))
-        return reply
+        return call_id
 
-    def _abandon_call(self, abandoned_id: int) -> None:
+    def abandon_call(self, abandoned_id: int) -> None:
+        """Let a call wake nobody, and tell the host so if it has not been answered."""
         with self._lock:
-            self._calls.pop(abandoned_id, None)
+            if self._calls.pop(abandoned_id, None) is None:
+                return
             self._last_call_id += 1
             args = {"call": abandoned_id}
             abandon = wire.Call(self._last_call_id, 0, wire.ABANDON_TARGET, args)
@@ -204,20 +194,20 @@ class ProxyChannel:
         """Hand answers to the threads that wait for them, until the supervisor is gone."""
         decoder = wire.MessageDecoder()
         while True:
-            data = self._sock.recv(READ_BYTES)
+            data = self._sock.recv(CHANNEL_READ_BYTES)
             if not data:
                 os._exit(0)
             for message in decoder.iter_messages(data):
-                waiter = self._take_waiter(message)
-                if waiter is not None:
-                    waiter.wake(message)
+                with self._lock:  # nobody closes a waiter meanwhile
+                    waiter = self._take_waiter(message)
+                    if waiter is not None:
+                        waiter.wake(message)
 
     def _take_waiter(self, message: wire.Message) -> Optional[Waiter]:
-        with self._lock:
-            if isinstance(message, wire.Reply):
-                return self._calls.pop(message.call_id, None)
-            if isinstance(message, wire.Certificate) and self._certificates.get(message.host):
-                return self._certificates[message.host].pop(0)
+        if isinstance(message, wire.Reply):
+            return self._calls.pop(message.call_id, None)
+        if isinstance(message, wire.Certificate) and self._certificates.get(message.host):
+            return self._certificates[message.host].pop(0)
         return None
 
 
@@ -409,7 +399,9 @@ class ClientConnection:
     ) -> None:
         self._sock = sock
         self._address = address
-        self._order = connection_order.read_order(address[0])
+        self._number = connection_order.read_order(address[0])
+        self._order = self._number  # of the present request
+        self._is_numbered = False  # the present request has a number of its own
         self._kept = kept
         self._generation = kept.generation
         self._tunnel = ""
@@ -417,6 +409,7 @@ class ClientConnection:
         self._contexts = contexts
         self._buffer = bytearray()
         self._waiter = Waiter()
+        self._open_call = 0  # the id of the call whose reply is awaited
         self._has_answered = False  # the head of an answer has been sent
 
     def serve(self) -> None:
@@ -424,7 +417,7 @@ class ClientConnection:
         try:
             self._sock.settimeout(CLIENT_TIMEOUT_S)
             while self._answer_request() and self._wait_for_request():
-                self._order = connection_order.next_order(self._order)
+                pass
         except RequestRefused as exc:
             self._send_failure(exc.status, "Refused", str(exc))
         except CallRefused as exc:
@@ -436,6 +429,8 @@ class ClientConnection:
             pass
         finally:
             self._kept.remove(self._address)
+            if self._open_call:
+                self._channel.abandon_call(self._open_call)
             self._waiter.close()
             self._sock.close()
 
@@ -450,6 +445,8 @@ class ClientConnection:
             self._tunnel = head.target
             self._start_tls(self._tunnel)
             head = self._read_head()
+        number = connection_order.parse_order(head.find_value(connection_order.ORDER_HEADER))
+        self._is_numbered, self._order = bool(number), number or self._number
         url = build_url(head, self._tunnel)
         args: JsonObject = {"url": url, "headers": head.forwarded_headers()}
         body = self._read_whole_body(head)
@@ -469,14 +466,28 @@ class ClientConnection:
 
     def _may_keep(self, head: RequestHead) -> bool:
         return (
-            connection_order.may_be_kept(self._order)
+            self._is_numbered
+            and self._number > 0
             and head.reads_chunks
             and head.find_value("connection").lower() in ("", "keep-alive")
             and self._kept.has_room(self._generation)
         )
 
     def _call(self, target: str, args: JsonObject, data: bytes = b"") -> wire.Reply:
-        return self._channel.call_host(self._waiter, self._sock, target, args, data, self._order)
+        self._start_call(target, args, data)
+        return self._finish_call()
+
+    def _start_call(self, target: str, args: JsonObject, data: bytes = b"") -> None:
+        self._open_call = self._channel.start_call(self._waiter, target, args, data, self._order)
+
+    def _finish_call(self) -> wire.Reply:
+        """Return the reply to the open call; raises `CallRefused`, or `ClientGone`."""
+        reply = self._waiter.wait(self._sock)
+        self._open_call = 0
+        assert isinstance(reply, wire.Reply)
+        if reply.error is not None:
+            raise CallRefused(str(reply.error.get("kind")), str(reply.error.get("message")))
+        return reply
 
     # reading --------------------------------------------------------------------------------------
 
@@ -584,21 +595,28 @@ class ClientConnection:
         if more is None:
             self._begin_last_part(keeps)
             body += LAST_CHUNK if is_chunked else b""
+        else:
+            self._start_call(DOWNLOAD_TARGET, {"response": more, "piece": 0})
         self._send_head(status, answer["reason"], headers, body, keeps=keeps)
-        piece = 0
-        while more is not None:
-            reply = self._call(DOWNLOAD_TARGET, {"response": more, "piece": piece})
+        if more is not None:
+            self._send_rest(more, keeps=keeps, is_chunked=is_chunked)
+        return keeps or self._finish()
+
+    def _send_rest(self, response: str, *, keeps: bool, is_chunked: bool) -> None:
+        """Send the further pieces of a body; each is on its way while code takes the one before."""
+        piece, is_last = 0, False
+        while not is_last:
+            reply = self._finish_call()
             is_last = reply.value["is_last"]
+            if not is_last:
+                piece += 1
+                self._start_call(DOWNLOAD_TARGET, {"response": response, "piece": piece})
             body = decode_body(reply.value["body"], reply.data)
             if is_chunked:
                 body = encode_chunk(body) + (LAST_CHUNK if is_last else b"")
             if is_last:
                 self._begin_last_part(keeps)
             self._sock.sendall(body)
-            piece += 1
-            if is_last:
-                break
-        return keeps or self._finish()
 
     def _begin_last_part(self, keeps: bool) -> None:
         if keeps:

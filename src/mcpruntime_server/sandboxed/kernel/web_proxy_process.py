@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, List, Mapping, Optional
 
 LOOPBACK = "127.0.0.1"
-BACKLOG = 512
+BACKLOG = 4096  # connections that wait: beyond it, the kernel resets one after a minute of load
 ALLOWED_PREFIXES = ("web.", "uploads.", "downloads.")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 AUTHORITY_VARIABLES = (

@@ -91,9 +91,13 @@ class Worker:
             from ..library import web_libraries
             from .connection_order import ConnectionOrder
 
-            web_libraries.install_web_libraries(determinism.ImportHooks.run_after_import)
             self.connection_order = ConnectionOrder(determinism.ThreadNames.current_name)
             self.connection_order.install()
+            web_libraries.install_web_libraries(
+                determinism.ImportHooks.run_after_import,
+                self.connection_order.proxy,
+                self.connection_order.next_request,
+            )
         self.has_inputs = False
         self.workspace = os.getcwd()
         self.sources = SourceRegistry(self.workspace)
