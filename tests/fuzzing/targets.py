@@ -539,30 +539,29 @@ class HostSide:
     def __init__(self) -> None:
         self.outcomes: list[str] = []
 
-    def call_host(
-        self,
-        waiter: Any,
-        client: Any,
-        target: str,
-        args: dict[str, Any],
-        data: bytes = b"",
-        order: int = 0,
-    ) -> wire.Reply:
-        """Return the answer to a call; raises `CallRefused` as the host words it."""
+    def start_call(
+        self, waiter: Any, target: str, args: dict[str, Any], data: bytes = b"", order: int = 0
+    ) -> int:
+        """Answer a call at once."""
         sent = wire.Call(1, 0, target, args, data=data, order=order)
         [call] = wire.MessageDecoder().decode_messages(wire.encode_message(sent))
         assert call == sent
+        waiter.wake(self._answer(sent))
+        return 1
+
+    def _answer(self, call: wire.Call) -> wire.Reply:
+        target, args = call.target, call.args
         if target == web_proxy.UPLOAD_TARGET:
-            assert 0 < len(data) <= web_proxy.MAX_INLINE_BYTES
-            return wire.Reply(1, sha256(data).hexdigest())
-        assert isinstance(sent.args["url"], str)
+            assert 0 < len(call.data) <= web_proxy.MAX_INLINE_BYTES
+            return wire.Reply(1, sha256(call.data).hexdigest())
+        assert isinstance(args["url"], str)
         try:
             method, address = check_address(target, args)
             headers = check_headers(args["headers"])
             check_body(args.get("body"))
         except CallFailed as exc:
             self.outcomes.append(str(exc))
-            raise web_proxy.CallRefused(exc.kind, str(exc)) from None
+            return wire.Reply(1, None, {"kind": exc.kind, "message": str(exc), "data": None})
         assert not re.search(rb"[\r\n\0]", b"".join(part for header in headers for part in header))
         assert len(json.dumps(summarize_request(address, args.get("body")))) <= MAX_SUMMARY_CHARS
         self.outcomes.append(f"{method} {sorted(args)}")
