@@ -14,7 +14,7 @@ import pytest
 
 from mcpruntime_server.errors import Conflict
 from mcpruntime_server.exports.csv_table import is_table, write_csv
-from mcpruntime_server.exports.frame_table import is_frame
+from mcpruntime_server.exports.frame_table import copy_guarded, is_frame
 from mcpruntime_server.exports.notebook import NotebookWriter
 from mcpruntime_server.exports.run_page import write_run_page
 from mcpruntime_server.journal.events import FileEntry, FilesChanged, RunFinished, RunStarted
@@ -171,6 +171,22 @@ def test_a_data_frame_is_text_and_a_cut_value_is_no_table() -> None:
         export_csv(cut)
     whole: Any = {**cut, "cut": False}
     assert [is_table(each) for each in (None, frame, cut, whole)] == [False, False, False, True]
+
+
+def copy_csv(content: str) -> str:
+    out = io.StringIO()
+    copy_guarded(out, io.BytesIO(content.encode()))
+    return out.getvalue()
+
+
+def test_cells_that_a_frame_wrote_are_guarded_and_numbers_stay() -> None:
+    assert copy_csv('a,-1.5\n"=1\n2",+1e9\n-x,@y\n') == ("a,-1.5\r\n\"'=1\n2\",+1e9\r\n'-x,'@y\r\n")
+
+
+@pytest.mark.parametrize("row", ["ab," * 400_000, '"a\n",' * 200_000, '"x' + "\n" * 300_000])
+def test_a_row_without_an_end_is_refused(row: str) -> None:
+    with pytest.raises(Conflict, match=r"or more|larger than"):
+        copy_csv(f"a,b\n{row}")
 
 
 @pytest.mark.parametrize("data", [1, "text", {}, {"a": 1}, [], [1, [2]], {"a": [1], "b": []}])

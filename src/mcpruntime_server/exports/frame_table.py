@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from importlib.resources import files
@@ -26,6 +26,7 @@ from .csv_table import guard_cell
 
 FRAME_TYPES = ("DataFrame", "Series", "LazyFrame", "Table", "RecordBatch")
 FRAME_TIMEOUT_S = 120.0  # for the evaluation and the file; a restored state comes on top
+MAX_ROW_CHARS = 1_000_000  # a row of sandboxed code is not to fill the memory
 NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 FRAME_REMEDY = "Ask the step for a smaller part, or write the table to a file in the code."
 
@@ -80,9 +81,29 @@ def copy_guarded(out: TextIO, file: IO[bytes]) -> None:
     text = TextIOWrapper(file, "utf-8", "replace", newline="")
     try:
         writer = csv.writer(out, lineterminator="\r\n")
-        for row in csv.reader(text):
+        for row in iter_rows(text):
             writer.writerow([each if NUMBER.fullmatch(each) else guard_cell(each) for each in row])
     except csv.Error as exc:
         raise Conflict(f"The table cannot be written as CSV: {exc}.", remedy=FRAME_REMEDY) from exc
     finally:
         text.detach()
+
+
+def iter_rows(text: TextIO) -> Iterator[list[str]]:
+    """Yield the rows of CSV, none of which is large; raises `Conflict` and `csv.Error`."""
+    used = 0
+
+    def iter_lines() -> Iterator[str]:  # of which a row may have many
+        nonlocal used
+        while line := text.readline(MAX_ROW_CHARS):
+            used += len(line)
+            if used >= MAX_ROW_CHARS:
+                raise Conflict(
+                    f"A row of the table has {MAX_ROW_CHARS:,} characters or more.",
+                    remedy=FRAME_REMEDY,
+                )
+            yield line
+
+    for row in csv.reader(iter_lines()):
+        used = 0
+        yield row
