@@ -122,9 +122,7 @@ async def checkpoint_files(bench: BenchContext) -> list[BenchmarkRow]:
 async def rewind_session(bench: BenchContext) -> list[BenchmarkRow]:
     """A rewind to a parked step and a run there, compared with a warm run; files change between."""
     return [
-        await _measure_move(
-            bench, f"rewind-{mb}", f"rewind and a run, {mb} MB", mb, _rewind_and_run
-        )
+        await _measure_move(bench, f"rewind-{mb}", f"rewind and a run, {mb} MB", mb, rewind_and_run)
         for mb in (0, BOUND_AT_MB)
     ]
 
@@ -133,7 +131,7 @@ async def fork_session(bench: BenchContext) -> list[BenchmarkRow]:
     """A fork of a parked step and a run in it, compared with a warm run; files change between."""
     return [
         await _measure_move(
-            bench, f"fork-{mb}", f"fork and its first run, {mb} MB", mb, _fork_and_run
+            bench, f"fork-{mb}", f"fork and its first run, {mb} MB", mb, fork_and_run
         )
         for mb in (0, BOUND_AT_MB)
     ]
@@ -167,12 +165,14 @@ async def _measure_move(
     return row
 
 
-async def _rewind_and_run(server: TestServer, session: str, run: str) -> None:
+async def rewind_and_run(server: TestServer, session: str, run: str) -> None:
+    """Rewind to a parked step, and run there: a rewind alone restores nothing yet."""
     await server.call_replay("rewind", session, run=run)
     check_was_parked(await server.run_code("n += 1", session))
 
 
-async def _fork_and_run(server: TestServer, session: str, run: str) -> None:
+async def fork_and_run(server: TestServer, session: str, run: str) -> None:
+    """Fork a parked step, and run in the fork."""
     forked = await server.call_replay("fork", session, run=run)
     check_was_parked(await server.run_code("n += 1", forked["session"]))
 

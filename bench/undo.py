@@ -22,6 +22,7 @@ from docker.utils import kwargs_from_env
 from .engine import API_VERSION
 from .harness import TestServer, measure_ms, start_server
 from .results import RESULTS_FOLDER, ResultRecorder, record_result
+from .time_rows import fork_and_run, rewind_and_run
 
 SIZES_MB, QUICK_SIZES_MB = (1, 100, 1_000), (1,)
 FILES = 1_000
@@ -88,19 +89,19 @@ async def measure_size(recorder: ResultRecorder, mb: int, samples: int) -> None:
             run = (await server.run_code("n += 1", "line"))["run"]
             await anyio.sleep(PAUSE_S)
             await server.run_code("n += 100\nheap[0][0] = n % 256", "line")
-            rewinds.append(await measure_ms(server.call_replay, "rewind", "line", run=run))
-            forks.append(await measure_ms(server.call_replay, "fork", "line", run=run))
+            rewinds.append(await measure_ms(rewind_and_run, server, "line", run))
+            forks.append(await measure_ms(fork_and_run, server, "line", run))
             pickles.append(float((await server.run_code(PICKLE_CODE, "line"))["value"]))
         engine = APIClient(version=API_VERSION, timeout=60, **kwargs_from_env())
         commits = [await measure_ms(commit_container, engine, container) for _ in range(3)]
         engine.close()
     for name, values in (
-        ("rewind", rewinds),
-        ("fork", forks),
+        ("rewind and a run", rewinds),
+        ("fork and its first run", forks),
         ("pickle and unpickle", pickles),
         ("docker commit", commits),
     ):
-        recorder.add(f"{name}, {mb} MB", "ms", values)
+        recorder.add(f"{name}, {mb:,} MB", "ms", values)
 
 
 async def commit_container(engine: APIClient, container: str) -> None:
@@ -117,10 +118,10 @@ async def measure_files(recorder: ResultRecorder, samples: int) -> None:
             run = (await server.run_code(WRITE_CODE.replace("TEXT", "old"), "files"))["run"]
             await anyio.sleep(PAUSE_S)
             await server.run_code(WRITE_CODE.replace("TEXT", "new"), "files")
-            took.append(await measure_ms(server.call_replay, "rewind", "files", run=run))
+            took.append(await measure_ms(rewind_and_run, server, "files", run))
             check = "assert all(open(f'f{n}').read() == 'old' for n in range(1000))"
             await server.run_code(check, "files")
-    recorder.add(f"rewind, {FILES} files", "ms", took)
+    recorder.add(f"rewind and a run, {FILES:,} files", "ms", took)
 
 
 async def check_programs(recorder: ResultRecorder, programs: int, seed: int) -> None:
