@@ -61,7 +61,7 @@ class FramedProcess:
                     raise ValueError(f"reading it takes more than {self._timeout_s:g} s") from None
                 except ENDED_ERRORS:
                     await self.close()
-                except BaseException:
+                except BaseException:  # a late reply would be taken for that of the next request
                     await self.close()
                     raise
             raise ValueError("the process that reads it has ended")

@@ -41,7 +41,7 @@ class LargeCalls:
             call = decode_message(TYPE_CODES[Call], bytes(body))
             return cast("Call", call)
         size = head["args_bytes"]
-        await checkpoint()  # to copy megabytes takes a millisecond or two
+        await checkpoint()  # copying megabytes takes a millisecond or two
         data = bytes(found[:size])
         await checkpoint()
         arguments = EncodedArguments(

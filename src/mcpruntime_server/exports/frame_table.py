@@ -26,7 +26,7 @@ from .csv_table import guard_cell
 
 FRAME_TYPES = ("DataFrame", "Series", "LazyFrame", "Table", "RecordBatch")
 FRAME_TIMEOUT_S = 120.0  # for the evaluation and the file; a restored state comes on top
-MAX_ROW_CHARS = 1_000_000  # a row of sandboxed code is not to fill the memory
+MAX_ROW_CHARS = 1_000_000  # one row from sandboxed code must not fill the memory
 NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 FRAME_REMEDY = "Ask the step for a smaller part, or write the table to a file in the code."
 

@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
 
 
 class Answer:
-    """An answer whose body is read as it arrives; whoever has it closes it."""
+    """An answer whose body is read as it arrives; its reader has to close it."""
 
     def __init__(
         self, head: AnswerHead, connection: Connection, *, has_body: bool, timeout_s: float
