@@ -2,7 +2,7 @@
 
 Run `python -m bench perf --help`. Each row is measured in turns with its baseline. Figures are
 reported, not asserted: the exit code says whether everything could be measured. With `--quick`, it
-also says whether a row is far beyond its bound.
+says whether a row is far beyond its bound (`perf_gate`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,7 @@ import anyio
 from .durability_rows import DURABILITY_ROWS
 from .harness import BenchmarkRow, start_bare_server, start_server
 from .llm_rows import LLM_ROWS
+from .perf_gate import GATE_FACTOR, GateResult, RowGroup, settle_groups, wait_until_calm
 from .restart_rows import RESTART_ROWS
 from .results import RESULTS_FOLDER, ResultRecorder, record_result
 from .rows import SERVER_ROWS, BenchContext
@@ -38,12 +40,14 @@ ALL_ROWS: Sequence[MeasureRow] = (
 )
 DEFAULT_RESULTS = RESULTS_FOLDER / "perf.json"
 TABLE_LAYOUT = "{:<42} {:>11} {:>11} {:>9} {:>9}  {:<4} {}"
-GATE_FACTOR = 2.0  # a shared machine may be that much slower
 ROW_TIMEOUT_S = 120.0  # a row that takes longer hangs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the selected rows; return 1 if a row failed and 2 if no row matches."""
+    """Measure the selected rows; return 1 if a row failed and 2 if no row matches.
+
+    With `--quick`, return 1 if a row stays far over its bound.
+    """
     options = build_parser().parse_args(arguments)
     wanted = [
         row
@@ -57,24 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     with record_result("perf", options.json, is_quick=options.quick) as recorder:
-        rows, failures = anyio.run(measure_rows, wanted, options.quick)
+        groups, gate = anyio.run(measure_rows, wanted, options.quick)
+        rows = [row for group in groups for row in group.rows]
         record_rows(recorder, rows)
-        recorder.failures.update(failures)
+        recorder.failures |= {group.name: group.failure for group in groups if group.failure}
     took_s = recorder.result().took_s
     print(
         f"\n{len(rows)} rows in {took_s:.0f} s, on {os.cpu_count()} processors, "
         f"load {os.getloadavg()[0]:.1f}"
     )
-    if options.quick:
-        over = [row.name for row in rows if row.bound is not None and is_far_over(row)]
-        print(f"worse than twice the bound: {', '.join(over) or 'none'}")
-        return int(bool(failures or over))
-    return 1 if failures else 0
-
-
-def is_far_over(row: BenchmarkRow) -> bool:
-    """Return whether a row is worse than `GATE_FACTOR` times its bound."""
-    return row.bound is not None and row.figure > GATE_FACTOR * row.bound
+    if gate is None:
+        return int(any(group.failure for group in groups))
+    print(gate.describe())
+    return int(not gate.has_passed)
 
 
 def record_rows(recorder: ResultRecorder, rows: Iterable[BenchmarkRow]) -> None:
@@ -111,13 +110,12 @@ def row_names() -> Iterable[str]:
 
 async def measure_rows(
     wanted: Sequence[MeasureRow], quick: bool
-) -> tuple[list[BenchmarkRow], dict[str, str]]:
-    """Return the measured rows, and an error message for each failed one.
+) -> tuple[list[RowGroup], GateResult | None]:
+    """Return the measured rows by the functions that measure them.
 
-    Each row is printed as soon as it is measured.
+    Each row is printed as soon as it is measured. With `quick`, what seems to be worse is measured
+    again.
     """
-    rows: list[BenchmarkRow] = []
-    failures: dict[str, str] = {}
     print(
         TABLE_LAYOUT.format(
             "p50 of each", "ours", "baseline", "figure", "bound", "met", "baseline is"
@@ -125,18 +123,25 @@ async def measure_rows(
     )
     async with start_server() as ours, start_bare_server() as bare:
         bench = BenchContext(ours, bare, quick)
-        for measure_row in wanted:
-            try:
-                with anyio.fail_after(ROW_TIMEOUT_S):
-                    measured = await measure_row(bench)
-            except Exception as exc:  # noqa: BLE001 - the other rows are measured after any failure
-                failures[measure_row.__name__] = repr(exc)
-                print(f"{measure_row.__name__}: could not be measured: {exc!r}", file=sys.stderr)
-                continue
-            for row in measured if isinstance(measured, list) else [measured]:
-                rows.append(row)
-                print(format_row(row), flush=True)
-    return rows, failures
+        groups = [await measure_group(bench, measure_row) for measure_row in wanted]
+        gate = await settle_groups(groups, wait_until_calm) if quick else None
+    return groups, gate
+
+
+async def measure_group(bench: BenchContext, measure_row: MeasureRow) -> RowGroup:
+    """Return the rows that a function measures, or its failure, and print them."""
+    group = RowGroup(measure_row.__name__, partial(measure_group, bench, measure_row))
+    try:
+        with anyio.fail_after(ROW_TIMEOUT_S):
+            measured = await measure_row(bench)
+    except Exception as exc:  # noqa: BLE001 - the other rows are measured after any failure
+        group.failure = repr(exc)
+        print(f"{group.name}: could not be measured: {exc!r}", file=sys.stderr)
+        return group
+    group.rows = measured if isinstance(measured, list) else [measured]
+    for row in group.rows:
+        print(format_row(row), flush=True)
+    return group
 
 
 def format_row(row: BenchmarkRow) -> str:
