@@ -21,9 +21,9 @@ import anyio
 import tomli_w
 from mcp import Client, StdioServerParameters
 
-from .harness import USAGE_META_KEY
+from .harness import SERVER_COMMAND, USAGE_META_KEY
+from .results import RESULTS_FOLDER, ResultRecorder, record_result
 
-SERVER_COMMAND = str(Path(sys.executable).with_name("mcpruntime-server"))
 LOG_LINE = "2026-11-26 12:00:00 INFO request served in {} ms by worker {}\n"
 NEEDLE = "needle"
 MAX_EXTRA_MB = 64.0
@@ -48,8 +48,13 @@ print(sum(b"{NEEDLE}" in line for line in open(sys.argv[1], "rb")))
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print the table; return 1 if a bound is not met."""
     options = build_parser().parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
-        return anyio.run(run_benchmark, Path(folder), options.mb, options.backend, options.packed)
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder,
+        record_result("inputs", options.json, mode="packed" if options.packed else "") as recorder,
+    ):
+        recorder.details |= {"mb": options.mb, "passes": [], "others": {}}
+        anyio.run(run_benchmark, recorder, Path(folder), options)
+    return int(not all(each["met"] for each in recorder.details["passes"]))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="where the file goes; it should be on the disk of the data folder",
     )
+    top.add_argument("--json", type=Path, default=RESULTS_FOLDER / "inputs.json", metavar="FILE")
     return top
 
 
@@ -76,12 +82,14 @@ def write_log_file(path: Path, size_mb: int) -> None:
             file.write(f"{lines}{NEEDLE} {number}\n")
 
 
-async def run_benchmark(folder: Path, size_mb: int, backend: str, packed: bool) -> int:
+async def run_benchmark(
+    recorder: ResultRecorder, folder: Path, options: argparse.Namespace
+) -> None:
     """Start a server and measure everything."""
     path = folder / "files" / "large.log"
     path.parent.mkdir()
-    write_log_file(path, size_mb)
-    if packed:
+    write_log_file(path, options.mb)
+    if options.packed:
         await anyio.run_process(["gzip", "-1", str(path)])
         path = path.with_suffix(".log.gz")
     config = folder / "server.toml"
@@ -91,7 +99,9 @@ async def run_benchmark(folder: Path, size_mb: int, backend: str, packed: bool) 
         "wait_s": 600.0,
     }
     config.write_text(
-        tomli_w.dumps({"server": server, "sandbox": {"backend": backend, "timeout_s": 600.0}})
+        tomli_w.dumps(
+            {"server": server, "sandbox": {"backend": options.backend, "timeout_s": 600.0}}
+        )
     )
     command = StdioServerParameters(
         command=SERVER_COMMAND, args=["--config", str(config), "--stdio"]
@@ -102,13 +112,12 @@ async def run_benchmark(folder: Path, size_mb: int, backend: str, packed: bool) 
         )
     )
     async with Client(command, read_timeout_seconds=900) as client:
-        met = [await measure_availability(client, path)]
+        await measure_availability(recorder, client, path)
         base = (await run_code(client, "1"))["usage"]["peak_mb"]
         for name, code in PASSES.items():
-            met.append(await measure_pass(client, name, code, base))
-        if not packed:
-            await compare_grep(client, path)
-    return 0 if all(met) else 1
+            await measure_pass(recorder, client, name, code, base)
+        if not options.packed:
+            await compare_grep(recorder, client, path)
 
 
 async def run_code(
@@ -125,38 +134,49 @@ async def run_code(
     return {**result, "usage": (answer.meta or {}).get(USAGE_META_KEY, {})}
 
 
-async def measure_availability(client: Client, path: Path) -> bool:
+async def measure_availability(recorder: ResultRecorder, client: Client, path: Path) -> None:
     """Measure the time until code has read the beginning of the input."""
     await run_code(client, "1")
     started = time.perf_counter()
     await run_code(client, "CONTEXT.peek()", [str(path)])
     took = time.perf_counter() - started
-    print(
-        TABLE_LAYOUT.format(
-            "available",
-            f"{took:.3f}",
-            "",
-            "yes" if took <= MAX_AVAILABLE_S else "NO",
-            f"bound {MAX_AVAILABLE_S:g} s",
-        )
-    )
-    return took <= MAX_AVAILABLE_S
+    met = took <= MAX_AVAILABLE_S
+    bound = f"{MAX_AVAILABLE_S:g} s"
+    add_line(recorder, "available", took, None, met=met, bound=bound, detail="")
 
 
-async def measure_pass(client: Client, name: str, code: str, base: float) -> bool:
+def add_line(
+    recorder: ResultRecorder,
+    name: str,
+    seconds: float,
+    above_mb: float | None,
+    *,
+    met: bool,
+    bound: str,
+    detail: str,
+) -> None:
+    """Print one line of the table, and add it to the result."""
+    recorder.add(name, "s", [seconds])
+    line = {"name": name, "seconds": round(seconds, 4), "met": met, "bound": bound}
+    recorder.details["passes"].append(line | {"above_mb": above_mb})
+    above = "" if above_mb is None else f"{above_mb:.1f}"
+    text = f"{detail}bound {bound}"
+    print(TABLE_LAYOUT.format(name, f"{seconds:.3f}", above, "yes" if met else "NO", text))
+
+
+async def measure_pass(
+    recorder: ResultRecorder, client: Client, name: str, code: str, base: float
+) -> None:
     """Measure one pass over the input, and its memory above `base` MB."""
     result = await run_code(client, code)
     above = result["usage"]["peak_mb"] - base
     seconds, met = result["usage"]["wall_ms"] / 1e3, bool(above <= MAX_EXTRA_MB)
-    detail = f"-> {json.dumps(result['value'])}, bound {MAX_EXTRA_MB:g} MB"
-    print(
-        TABLE_LAYOUT.format(name, f"{seconds:.2f}", f"{above:.1f}", "yes" if met else "NO", detail),
-        flush=True,
-    )
-    return met
+    detail = f"-> {json.dumps(result['value'])}, "
+    bound = f"{MAX_EXTRA_MB:g} MB"
+    add_line(recorder, name, seconds, round(above, 2), met=met, bound=bound, detail=detail)
 
 
-async def compare_grep(client: Client, path: Path) -> None:
+async def compare_grep(recorder: ResultRecorder, client: Client, path: Path) -> None:
     """Print how long `.grep` takes compared with other ways to count the same lines."""
     others = {
         "grep -c": ["grep", "-c", NEEDLE, str(path)],
@@ -176,6 +196,7 @@ async def compare_grep(client: Client, path: Path) -> None:
                 raise RuntimeError(f"{name} finds {done.stdout!r} lines, .grep {result['value']}")
     for name, seconds in theirs.items():
         ratio = statistics.median(ours) / statistics.median(seconds)
+        recorder.details["others"][name] = round(ratio, 3)
         title = f".grep / {name}"
         print(
             TABLE_LAYOUT.format(
