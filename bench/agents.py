@@ -1,7 +1,7 @@
-"""Two agents that do the same tasks: one writes programs, the other calls functions.
+"""Agents that do the same tasks: one writes programs, another calls functions.
 
-Both get the same prompts, attempts and model, and both are plain MCP clients. A retry shows the
-model the error of its program and nothing else.
+All get the same prompts, attempts and model, and all are plain MCP clients. A retry shows the model
+the error of its program and nothing else. The programs of a recursive agent ask models themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mcp import Client, StdioServerParameters
@@ -34,50 +34,49 @@ FUNCTION_PROMPT = """\
 You do a task by calling functions, one at a time. When you know the answer, write it as JSON,
 without any other text. If there is nothing to return, write null.
 """
+RECURSIVE_PROMPT = """
+Your programs can ask models as well, without an import: `ask_llm(prompt, data=None, schema=None)`
+returns an answer about data, `ask_llm_batch(prompt, [data, ...], schema=None)` returns slots with
+.ok, .value and .error, and `sub_agent(task, context=None, schema=None)` lets an agent with the same
+tools do a part of the task. What they read does not reach you: let them read what is long.
+"""
 SAY_PROGRAM = "There is no program in your answer: write one in a block fenced with ```python."
 
 
 @dataclass(frozen=True)
 class AgentResult:
-    """What an agent came to, and what it used before its first useful call."""
+    """What an agent came to, and the model requests and tokens in before its first useful call."""
 
     value: Any
     iterations: int
-    turns_before_call: int
+    requests_before_call: int
     tokens_before_call: int
     failure: str = ""
-
-
-@dataclass(frozen=True)
-class FirstCall:
-    """The turns and tokens in before the first useful call."""
-
-    turns: int
-    tokens_in: int
+    result_chars: int = 0  # of what functions returned, before it was cut
 
 
 class CallWatch:
-    """Notes what a model had used when the servers got their first call."""
+    """Notes what models had used when the servers got their first call.
+
+    What the program of that call asked of models counts, even what it asked later.
+    """
 
     def __init__(self, model: ChatModel, count_calls: Callable[[], int]) -> None:
-        self._model = model
+        self._usage = model.usage
         self._count_calls = count_calls
-        self._before = FirstCall(0, 0)
-        self.first: FirstCall | None = None
-
-    def note_turn(self) -> None:
-        """Remember what was used before a program or call is run."""
-        self._before = FirstCall(self._model.usage.turns, self._model.usage.tokens_in)
+        self._requests = self._tokens_in = 0
+        self._has_called = False
 
     def note_result(self) -> None:
-        """Look whether the servers got a call."""
-        if self.first is None and self._count_calls():
-            self.first = self._before
+        """Look whether the servers got a call, after each program or call."""
+        if not self._has_called:
+            self._requests = self._usage.turns + self._usage.requests_of_programs
+            self._tokens_in = self._usage.tokens_in
+            self._has_called = bool(self._count_calls())
 
     def finish(self, value: Any, iterations: int, failure: str = "") -> AgentResult:
         """Return the result of the agent."""
-        first = self.first or self._before
-        return AgentResult(value, iterations, first.turns, first.tokens_in, failure)
+        return AgentResult(value, iterations, self._requests, self._tokens_in, failure)
 
 
 async def do_by_programs(
@@ -88,9 +87,13 @@ async def do_by_programs(
     count_calls: Callable[[], int],
     *,
     attempts: int,
+    is_recursive: bool = False,
 ) -> AgentResult:
-    """Let a model do a task with programs; raises `ModelFailed`."""
-    system = PROGRAM_PROMPT + (server.tool.description or "")
+    """Let a model do a task with programs; raises `ModelFailed`.
+
+    If it `is_recursive`, the model learns that its programs can ask models.
+    """
+    system = PROGRAM_PROMPT + (server.tool.description or "") + RECURSIVE_PROMPT * is_recursive
     messages: list[Message] = [
         {"role": "system", "content": system},
         {"role": "user", "content": task},
@@ -100,11 +103,12 @@ async def do_by_programs(
         completion = await model.complete(messages)
         found = CODE_BLOCK.search(completion.text)
         messages.append(completion.message)
-        watch.note_turn()
         if found is None:
+            watch.note_result()
             messages.append({"role": "user", "content": SAY_PROGRAM})
             continue
         answer = await server.run_program(found[1], session)
+        model.usage.add_programs(answer.usage)
         watch.note_result()
         if answer.is_ok and found[1].lstrip().startswith(ANSWER_MARK):
             return watch.finish(answer.value, attempt)
@@ -127,14 +131,17 @@ async def do_by_functions(
         {"role": "user", "content": task},
     ]
     watch = CallWatch(model, count_calls)
+    result_chars = 0
     for turn in range(1, max_turns + 1):
         completion = await model.complete(messages, definitions)
         messages.append(completion.message)
-        watch.note_turn()
         if not completion.calls:
-            return watch.finish(parse_text(completion.text), turn)
+            watch.note_result()
+            result = watch.finish(parse_text(completion.text), turn)
+            return replace(result, result_chars=result_chars)
         for number, call in enumerate(completion.calls):
             text = "Call one function at a time." if number else await tools.call(call)
+            result_chars += len(text)
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": cut(text)})
         watch.note_result()
     return watch.finish(None, max_turns, "no answer within the turns")

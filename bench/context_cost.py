@@ -16,7 +16,7 @@ import anyio
 from .mrbs.suite import build_parser, run_tasks
 from .results import RESULTS_FOLDER, ResultRecorder, record_result
 
-CATALOGUES = (10, 100, 500, 1_000)
+CATALOGUES = (5, 10, 100, 500, 1_000)
 MODES = ("llm", "function-calling")
 
 
@@ -33,10 +33,8 @@ async def measure(recorder: ResultRecorder, options: argparse.Namespace) -> None
                 tokens = outcome.usage.tokens_in + outcome.usage.tokens_out
                 name = f"{outcome.task}: {mode}, {catalogue} tools"
                 recorder.add(name, "tokens", [float(tokens)])
-                point = {"task": outcome.task, "mode": mode, "catalogue": catalogue}
-                point |= {"calls": outcome.calls, "tokens": tokens, "turns": outcome.usage.turns}
-                points.append({**point, "is_right": outcome.is_right})
-    recorder.details["points"] = points
+                points.append({**outcome.as_json(), "mode": mode, "catalogue": catalogue})
+    recorder.details |= {"points": points, "limit": options.limit}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,7 +14,8 @@ applies `times` times (default 1). After `latency_s` it answers with `reply`, `t
 - `huge`: an answer of `bytes` bytes;
 - `redirect`: a redirect to the address `to`.
 
-The number of tokens is characters/4, rounded up, unless an entry has its own `usage`.
+The number of tokens is characters/4, rounded up, or with `--exact-tokens` that of the encoding
+cl100k_base over messages and tools, unless an entry has its own `usage`.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class ScriptedModel:
 
     api_key: str = API_KEY
     latency_s: float = 0.0
+    has_exact_tokens: bool = False
     script: list[dict[str, Any]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
@@ -143,7 +145,7 @@ def build_app(model: ScriptedModel) -> Starlette:
         if fault and not (is_stream and fault == "cut"):
             return fault_response(fault, entry)
         try:
-            said = build_reply(asked, texts, entry)
+            said = build_reply(asked, texts, entry, has_exact_tokens=model.has_exact_tokens)
         except UnknownModel as problem:
             return error_response(404, "model_not_found", str(problem))
         except (LookupError, TypeError, AttributeError) as problem:
@@ -214,7 +216,13 @@ def content_text(content: Any) -> str:
     return str(content or "")
 
 
-def build_reply(body: Mapping[str, Any], texts: Sequence[str], entry: Mapping[str, Any]) -> Reply:
+def build_reply(
+    body: Mapping[str, Any],
+    texts: Sequence[str],
+    entry: Mapping[str, Any],
+    *,
+    has_exact_tokens: bool,
+) -> Reply:
     """Return the answer of the script or the rule; raises `UnknownModel`."""
     calls, limit = (
         entry.get("tool_calls"),
@@ -232,18 +240,34 @@ def build_reply(body: Mapping[str, Any], texts: Sequence[str], entry: Mapping[st
     reason = "tool_calls" if calls else "stop"
     if limit and count_tokens(text) > limit and not calls:
         text, reason = text[: limit * 4], "length"
-    usage = {
-        "prompt_tokens": sum(map(count_tokens, texts)),
-        "completion_tokens": count_tokens(text),
-    }
-    usage |= entry.get("usage", {})
-    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
     message = (
         {"role": "assistant", "content": None, "tool_calls": calls}
         if calls
         else {"role": "assistant", "content": text}
     )
+    usage = (
+        count_exactly(body, message)
+        if has_exact_tokens
+        else {
+            "prompt_tokens": sum(map(count_tokens, texts)),
+            "completion_tokens": count_tokens(text),
+        }
+    )
+    usage |= entry.get("usage", {})
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
     return Reply(message, entry.get("finish_reason", reason), usage)
+
+
+def count_exactly(body: Mapping[str, Any], message: Mapping[str, Any]) -> dict[str, int]:
+    """Return the tokens of a request with its tools, and of its answer, in cl100k_base."""
+    from .tokens import count_json_tokens, count_tokens_once
+
+    tools = count_tokens_once(json.dumps(body["tools"])) if body.get("tools") else 0
+    said = {key: value for key, value in message.items() if value is not None}
+    return {
+        "prompt_tokens": tools + count_json_tokens(body["messages"]),
+        "completion_tokens": count_json_tokens(said),
+    }
 
 
 async def wait_while_connected(seconds: float, request: Request) -> bool:
@@ -390,11 +414,19 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--key", default=API_KEY)
     parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--exact-tokens", action="store_true")
     parser.add_argument("--script", type=argparse.FileType("r"))
     options = parser.parse_args()
     model = ScriptedModel(
-        options.key, options.latency_ms / 1e3, json.load(options.script) if options.script else []
+        options.key,
+        options.latency_ms / 1e3,
+        options.exact_tokens,
+        json.load(options.script) if options.script else [],
     )
+    if options.exact_tokens:
+        from .tokens import load_encoding
+
+        load_encoding()  # takes a second, which no request pays
     # asyncio sets TCP_NODELAY only if the socket names its protocol. Without it, the second part of
     # an answer waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from .tokens import count_json_tokens
 
 Message = dict[str, Any]
 REQUEST_TIMEOUT_S = 300.0
@@ -51,27 +49,40 @@ class Usage:
     tokens_out: int = 0
     usd: float = 0.0
     seconds: float = 0.0
+    requests_of_programs: int = 0  # their tokens and cost are in the sums above
+
+    def add_programs(self, figures: Mapping[str, float]) -> None:
+        """Add what the programs of a run, and the agents that they started, asked of models."""
+        for prefix in ("llm_", "agents_"):
+            self.requests_of_programs += int(figures.get(f"{prefix}calls", 0))
+            self.tokens_in += int(figures.get(f"{prefix}tokens_in", 0))
+            self.tokens_out += int(figures.get(f"{prefix}tokens_out", 0))
+            self.usd += figures.get(f"{prefix}usd", 0.0)
 
 
 @dataclass
 class ChatModel:
-    """A model with its address. `counts_here` counts its tokens in the encoding cl100k_base."""
+    """A model with its address, and what it has used."""
 
     name: str
     api_base: str = ""
     api_key: str = ""
-    counts_here: bool = False
     seed: int = 0
     usage: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        """Import litellm, which takes seconds that no task pays."""
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        import litellm
+
+        litellm.suppress_debug_info = True  # a model without a price is no reason to print
 
     async def complete(
         self, messages: Sequence[Message], functions: Sequence[dict[str, Any]] = ()
     ) -> Completion:
         """Return the next message of the model; raises `ModelFailed`."""
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         import litellm
 
-        litellm.suppress_debug_info = True  # a model without a price is no reason to print
         options: dict[str, Any] = {"model": self.name, "messages": list(messages)}
         options |= {"temperature": 0, "timeout": REQUEST_TIMEOUT_S, "num_retries": 0}
         options |= {"drop_params": True, "seed": self.seed}
@@ -87,31 +98,24 @@ class ChatModel:
             self.usage.seconds += time.monotonic() - began
         message = response.choices[0].message.model_dump(exclude_none=True)
         message = {key: message[key] for key in ("role", "content", "tool_calls") if key in message}
-        completion = self._count(messages, functions, message, response)
+        completion = count_usage(message, response)
         self.usage.turns += 1
         self.usage.tokens_in += completion.tokens_in
         self.usage.tokens_out += completion.tokens_out
         self.usage.usd += completion.usd
         return completion
 
-    def _count(
-        self,
-        messages: Sequence[Message],
-        functions: Sequence[dict[str, Any]],
-        message: Message,
-        response: Any,
-    ) -> Completion:
-        if self.counts_here:
-            tokens_in = count_json_tokens([*messages, *functions])
-            return Completion(message, tokens_in, count_json_tokens(message), 0.0)
-        import litellm
 
-        try:
-            usd = float(litellm.completion_cost(completion_response=response))
-        except Exception:  # noqa: BLE001 - a model without a price costs nothing
-            usd = 0.0
-        used = response.usage
-        return Completion(message, used.prompt_tokens, used.completion_tokens, usd)
+def count_usage(message: Message, response: Any) -> Completion:
+    """Return a message with the tokens that its provider counted, and their price."""
+    import litellm
+
+    try:
+        usd = float(litellm.completion_cost(completion_response=response))
+    except Exception:  # noqa: BLE001 - a model without a price costs nothing
+        usd = 0.0
+    used = response.usage
+    return Completion(message, used.prompt_tokens, used.completion_tokens, usd)
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

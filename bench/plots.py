@@ -13,12 +13,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from .statistics import Interval
 
 BLUE, ORANGE, GRAY, GREEN = "#2f6fb2", "#e08a2e", "#8a8f98", "#3d9970"
 COLOURS = {"programs": BLUE, "function calls": ORANGE}
+STRATEGY_COLOURS = {"one call": ORANGE, "chunks": GRAY, "recursion": BLUE}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -43,15 +44,22 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
 
 
 def plot_crossover(
-    points: Mapping[int, Mapping[str, Sequence[tuple[int, float]]]], folder: Path
+    points: Mapping[int, Mapping[str, Sequence[tuple[int, float]]]],
+    crossovers: Mapping[int, int],
+    folder: Path,
 ) -> str:
-    """Plot (calls, tokens) of each task, in a panel for each size of the catalogue."""
+    """Plot (calls, tokens) of each task, in a panel for each size of the catalogue.
+
+    A line marks the most calls of a task that needs fewer tokens with function calls.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(points), figsize=(3.1 * len(points), 3.2), sharey=True, squeeze=False
         )
         for panel, (catalogue, ways) in zip(axes[0], points.items(), strict=True):
             draw_panel(panel, f"{catalogue:,} tools", ways)
+            if crossovers[catalogue]:
+                panel.axvline(crossovers[catalogue], color=GRAY, linestyle="--", linewidth=1)
         axes[0][0].set_ylabel("tokens of a task")
         axes[0][0].legend(frameon=False, loc="upper left")
         return save_figure(figure, folder, "context-cost")
@@ -100,6 +108,27 @@ def plot_shares(title: str, shares: Mapping[str, Interval], folder: Path, name: 
         panel.xaxis.set_major_formatter(PercentFormatter(1.0))
         panel.grid(axis="y", visible=False)
         return save_figure(figure, folder, name)
+
+
+def plot_scores(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], folder: Path
+) -> str:
+    """Plot (power of 2 of the length, score) for each strategy, in a panel for each kind."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(4.2 * len(panels), 3.0), sharey=True, squeeze=False
+        )
+        for panel, (title, strategies) in zip(axes[0], panels.items(), strict=True):
+            for strategy, found in strategies.items():
+                sizes, scores = zip(*found, strict=True)
+                colour = STRATEGY_COLOURS[strategy]
+                panel.plot(sizes, scores, marker="o", color=colour, label=strategy, linewidth=2)
+            panel.set(title=title, xlabel="characters", ylim=(-0.03, 1.05))
+            panel.xaxis.set_major_formatter(StrMethodFormatter("$2^{{{x:.0f}}}$"))
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0][0].set_ylabel("mean score")
+        axes[0][0].legend(frameon=False, loc="lower left")
+        return save_figure(figure, folder, "long-texts")
 
 
 def format_bar(value: float) -> str:

@@ -13,7 +13,11 @@ from pathlib import Path
 from .results import RESULTS_FOLDER, ROOT, SuiteResult, read_result
 
 DOCUMENT = Path("docs/benchmarks.md")
-MARKED_DOCUMENTS = (Path("README.md"), Path("docs/comparison.md"))  # have figures between marks
+MARKED_DOCUMENTS = (
+    Path("README.md"),
+    Path("docs/comparison.md"),
+    Path("docs/models.md"),
+)  # have figures between marks
 HEAD = """\
 # Benchmarks
 

@@ -9,18 +9,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plots import plot_bars, plot_crossover, plot_shares
+from .mode_tables import (
+    COMPARED,
+    GROUPS,
+    TaskData,
+    count_wins,
+    format_share,
+    group_table,
+    metric_table,
+    result_size_table,
+    win_table,
+    win_table_by_catalogue,
+)
+from .plots import plot_bars, plot_crossover, plot_scores, plot_shares
 from .report import WriteSection, describe_run, markdown_table
 from .results import SuiteResult
 from .statistics import percentile, wilson_interval
 
-FAN_OUTS = ("1 to 4 calls", "5 to 14 calls", "15 or more")
 MODE_NAMES = {"llm": "programs", "function-calling": "function calls"}
 GOLD_NOTE = """\
 The model is scripted and makes no mistakes (`gold`). As a programmer it reads the help of the
 servers that a task needs, then that of each function, and then writes the reference program. As a
-caller of functions it makes the calls of that program, one a turn. So these figures show what a
-mode costs at best, and nothing about how often a real model is right.
+caller of functions it makes the calls of that program, one a turn. In the mode `recursive` its one
+program lets a model read that help and choose functions, and a sub-agent do the task with them. So
+these figures show what a mode costs at best, and nothing about how often a real model is right.
 """
 
 
@@ -62,22 +74,29 @@ def format_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def write_mrbs(results: Sequence[SuiteResult], plots: Path) -> str:
-    """Write the section of the task suite: a line for each mode, then by groups."""
+    """Write the section of the task suite: a column for each mode, then by groups."""
     parts = ["## MRBS: tasks on MCP servers\n"]
     parts += [describe_run(each, mrbs_command(each)) for each in results]
     if any(each.model == "gold" for each in results):
         parts.append(GOLD_NOTE)
-    header = ["mode", "model", "right (95 % interval)", "seconds", "calls", "turns"]
-    header += ["before the first call", "tokens in", "tokens out", "USD"]
-    parts.append(markdown_table(header, [summarize_mode(each) for each in results]))
-    parts.append("Medians of a task; tokens and USD are sums over all tasks.\n")
-    for key, title in (
-        ("category", "Category"),
-        ("difficulty", "Difficulty"),
-        ("fan_out", "Calls"),
-    ):
-        parts.append(group_table(results, key, title))
+    columns = {name_column(each): each.details["tasks"] for each in results}
+    parts.append(metric_table(columns))
+    parts += (group_table(columns, key) for key in GROUPS)
+    for model, modes in modes_by_model(results).items():
+        if modes.keys() >= MODE_NAMES.keys():
+            by_functions, by_programs = (
+                modes[mode].details["tasks"] for mode in ("function-calling", "llm")
+            )
+            parts.append(f"Where function calls win over programs, with the model `{model}`:\n")
+            parts.append(win_table(by_functions, by_programs))
     return "\n".join(parts)
+
+
+def name_column(result: SuiteResult) -> str:
+    """Return the head of the column of a result."""
+    catalogue = result.details["options"].get("catalogue")
+    parts = [result.mode, result.model, f"{catalogue:,} tools" if catalogue else ""]
+    return ", ".join(filter(None, parts))
 
 
 def mrbs_command(result: SuiteResult) -> str:
@@ -86,46 +105,6 @@ def mrbs_command(result: SuiteResult) -> str:
     catalogue = result.details["options"].get("catalogue")
     tools = f" --catalogue {catalogue}" if catalogue else ""
     return f"python -m bench run mrbs --mode {result.mode}{model}{tools} --seed {result.seed}"
-
-
-def summarize_mode(result: SuiteResult) -> list[str]:
-    """Return the line of one mode."""
-    tasks = result.details["tasks"]
-    right = sum(task["is_right"] for task in tasks)
-    usage = [task["usage"] for task in tasks]
-    first = [task["turns_before_call"] for task in tasks]
-
-    def median(values: Iterable[float]) -> str:
-        return f"{statistics.median(values):.3g}"
-
-    has_model = bool(result.model)
-    return [
-        result.mode,
-        result.model or "-",
-        format_share(right, len(tasks)),
-        median(task["seconds"] for task in tasks),
-        median(task["calls"] for task in tasks),
-        median(each["turns"] for each in usage) if has_model else "-",
-        f"{median(first)} turn{'s' * (statistics.median(first) != 1)}" if has_model else "-",
-        f"{sum(each['tokens_in'] for each in usage):,}" if has_model else "-",
-        f"{sum(each['tokens_out'] for each in usage):,}" if has_model else "-",
-        f"{sum(each['usd'] for each in usage):.4f}" if has_model else "-",
-    ]
-
-
-def group_table(results: Sequence[SuiteResult], key: str, title: str) -> str:
-    """Return a table of right tasks and tokens in, by groups of tasks."""
-    groups = list(dict.fromkeys(task[key] for each in results for task in each.details["tasks"]))
-    rows = []
-    for group in sorted(groups, key=FAN_OUTS.index) if key == "fan_out" else groups:
-        row = [group]
-        for result in results:
-            tasks = [task for task in result.details["tasks"] if task[key] == group]
-            right = sum(task["is_right"] for task in tasks)
-            tokens = sum(task["usage"]["tokens_in"] for task in tasks) / max(1, len(tasks))
-            row.append(f"{right}/{len(tasks)}" + (f", {tokens:,.0f} tokens" if tokens else ""))
-        rows.append(row)
-    return markdown_table([title, *(each.mode for each in results)], rows)
 
 
 def write_bfcl(results: Sequence[SuiteResult], plots: Path) -> str:
@@ -222,64 +201,59 @@ def format_difference(difference: Sequence[float] | None) -> str:
     return f"{value:+.0f} points ({low:+.0f} to {high:+.0f})"
 
 
-def format_share(count: int, total: int) -> str:
-    """Return a count with its share and interval."""
-    return f"{count} of {total}, {wilson_interval(count, total).as_percent()}"
-
-
 # experiments --------------------------------------------------------------------------------------
 
 
 def write_context_cost(results: Sequence[SuiteResult], plots: Path) -> str:
     """Write the section on what reaches the model, with the crossover of each catalogue."""
     result = results[-1]
-    points = result.details["points"]
-    panels: dict[int, dict[str, list[tuple[int, float]]]] = {}
-    for point in points:
-        way = MODE_NAMES[point["mode"]]
-        panel = panels.setdefault(point["catalogue"], {})
-        panel.setdefault(way, []).append((max(1, point["calls"]), point["tokens"]))
-    rows = []
-    for catalogue, ways in panels.items():
-        totals = {way: sum(tokens for _, tokens in found) for way, found in ways.items()}
-        rows.append(
-            [
-                f"{catalogue:,}",
-                f"{totals['programs']:,}",
-                f"{totals['function calls']:,}",
-                f"{totals['function calls'] / totals['programs']:.1f}x",
-                describe_crossover(points, catalogue),
-            ]
-        )
-    header = (
-        "tools",
-        "tokens, programs",
-        "tokens, function calls",
-        "ratio",
-        "who needs fewer tokens",
-    )
-    tasks = {point["task"] for point in points}
-    limit = max(Counter(task.partition("/")[0] for task in tasks).values())
+    modes: dict[str, dict[int, list[TaskData]]] = {mode: {} for mode in MODE_NAMES}
+    for point in result.details["points"]:
+        modes[point["mode"]].setdefault(point["catalogue"], []).append(point)
+    by_functions, by_programs = modes["function-calling"], modes["llm"]
+    rows, panels, crossovers = [], {}, {}
+    for size, functions in by_functions.items():
+        programs = by_programs[size]
+        totals = [sum(map(COMPARED["tokens"], tasks)) for tasks in (programs, functions)]
+        crossovers[size], words = describe_crossover(functions, programs)
+        ratio = f"{totals[1] / totals[0]:.1f}x"
+        rows.append([f"{size:,}", *(f"{total:,}" for total in totals), ratio, words])
+        panels[size] = {
+            MODE_NAMES[mode]: [(max(1, t["calls"]), COMPARED["tokens"](t)) for t in tasks]
+            for mode, tasks in (("llm", programs), ("function-calling", functions))
+        }
+    header = ["tools", "tokens, programs", "tokens, function calls", "ratio"]
+    header.append("who needs fewer tokens")
+    limit = result.details["limit"]
+    option = f" --limit {limit}" if limit else ""
     sizes = " ".join(map(str, panels))
-    command = f"python -m bench run context-cost --limit {limit} --catalogues {sizes}"
-    head = f"## What reaches the model\n{describe_run(result, command)}\n{GOLD_NOTE}"
-    return f"{head}\n{markdown_table(header, rows)}\n{plot_crossover(panels, plots)}"
+    command = f"python -m bench run context-cost{option} --catalogues {sizes}"
+    return "\n".join(
+        [
+            f"## What reaches the model\n{describe_run(result, command)}\n{GOLD_NOTE}",
+            "A catalogue has at least the tools of the servers that the category of a task uses.\n",
+            markdown_table(header, rows),
+            "Where function calls win, by groups of tasks and size of the catalogue:\n",
+            win_table_by_catalogue(by_functions, by_programs),
+            "How many times the tokens of programs function calls need (median of the tasks), by "
+            "the characters of all results that a caller of functions gets. It sees at most 8,000 "
+            "of one result; a program reads all.\n",
+            result_size_table(by_functions, by_programs),
+            plot_crossover(panels, crossovers, plots),
+        ]
+    )
 
 
-def describe_crossover(points: Sequence[Mapping[str, Any]], catalogue: int) -> str:
-    """Return for how many tasks function calls win, and up to which number of calls."""
-    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for point in points:
-        if point["catalogue"] == catalogue:
-            by_task.setdefault(point["task"], {})[point["mode"]] = point
-    won = [
-        ways["llm"]["calls"]
-        for ways in by_task.values()
-        if ways["function-calling"]["tokens"] < ways["llm"]["tokens"]
-    ]
+def describe_crossover(
+    by_functions: Sequence[TaskData], by_programs: Sequence[TaskData]
+) -> tuple[int, str]:
+    """Return up to which number of calls function calls win, and for how many tasks; 0 for none."""
+    others = {task["task"]: task for task in by_programs}
+    won = [task["calls"] for task in by_functions if count_wins([task], others, "tokens")]
     if not won:
-        return f"programs in all {len(by_task)} tasks"
-    return f"function calls in {len(won)} of {len(by_task)} tasks, of up to {max(won)} calls"
+        return 0, f"programs in all {len(by_programs)} tasks"
+    words = f"function calls in {len(won)} of {len(by_programs)} tasks, of up to {max(won)} calls"
+    return max(won), words
 
 
 def write_same_tape(results: Sequence[SuiteResult], plots: Path) -> str:
@@ -421,27 +395,101 @@ def write_rivals(results: Sequence[SuiteResult], plots: Path) -> str:
     return f"## Other runtimes\n{head}\n{RIVALS_NOTE}\n{markdown_table(header, rows)}\n{missing}"
 
 
+LONG_TEXT_KINDS = {
+    "Facts in prose (needles)": ("needle", "needles"),
+    "Questions that need every row (as in OOLONG)": ("count", "compare", "month", "pairs"),
+}
+
+
 def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
-    """Write the section on long texts: mean scores by length and strategy."""
+    """Write the section on long texts: mean scores by length and strategy, and what they cost."""
     result = results[-1]
     lines = result.details["lines"]
-    sizes = sorted({1 << (line["characters"] - 1).bit_length() for line in lines})
+    command = "python -m bench run long-context"
+    text = (
+        "A reader with a small window answers questions about texts of up to 2^24 characters. It "
+        "is a lexicon that makes more mistakes the more it reads at once, and no real model, so "
+        "this shows what the runtime does with such a reader. *recursion* is an agent whose "
+        "programs ask the reader about small pieces. Scores are means: 1 minus the relative error "
+        "of a count, F1 of all else; where one of two is asked for, chance is one half.\n"
+    )
+    parts = [f"## Long texts\n{describe_run(result, command)}\n{text}"]
+    panels = {}
+    for title, kinds in LONG_TEXT_KINDS.items():
+        chosen = [line for line in lines if line["task"] in kinds]
+        if chosen:
+            parts += [f"{title}:\n", long_text_table(chosen)]
+            panels[title] = mean_scores(chosen)
+    parts.append(plot_scores(panels, plots))
+    return "\n".join(parts)
+
+
+def long_text_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of mean scores, requests and tokens by length."""
+    by_place = group_lines(lines)
     strategies = list(dict.fromkeys(line["strategy"] for line in lines))
     rows = []
-    for size in sizes:
-        row = [f"2^{size.bit_length() - 1}"]
+    for size in sorted({size for size, _ in by_place}):
+        row = [f"2^{size}"]
         for strategy in strategies:
-            scores = [
-                line["score"]
-                for line in lines
-                if line["strategy"] == strategy and size / 2 < line["characters"] <= size
-            ]
-            row.append(f"{statistics.fmean(scores):.2f}")
+            here = by_place[size, strategy]
+            score, calls, tokens = (
+                statistics.fmean(line[key] for line in here)
+                for key in ("score", "calls", "tokens_in")
+            )
+            row.append(f"**{score:.2f}**, {calls:,.0f} requests, {tokens:,.0f} tokens")
         rows.append(row)
-    text = "Mean scores of six kinds of questions. The reader is a lexicon, and no real model.\n"
-    command = "python -m bench run long-context"
-    table = markdown_table(["characters", *strategies], rows)
-    return f"## Long texts\n{describe_run(result, command)}\n{text}\n{table}"
+    return markdown_table(["characters", *strategies], rows)
+
+
+def mean_scores(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (power of 2, mean score) for each strategy, by length."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for (size, strategy), here in sorted(group_lines(lines).items()):
+        mean = statistics.fmean(line["score"] for line in here)
+        found.setdefault(strategy, []).append((size, mean))
+    return found
+
+
+def group_lines(
+    lines: Iterable[Mapping[str, Any]],
+) -> dict[tuple[int, str], list[Mapping[str, Any]]]:
+    """Return the lines of results by the power of 2 of the length, and strategy."""
+    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        size = (line["characters"] - 1).bit_length()
+        groups.setdefault((size, line["strategy"]), []).append(line)
+    return groups
+
+
+def write_inputs(results: Sequence[SuiteResult], plots: Path) -> str:
+    """Write the section on passes over a large input, plain and compressed."""
+    parts = ["## Large inputs\n"]
+    for result in results:
+        mb, is_packed = result.details["mb"], result.mode == "packed"
+        option = " --packed" if is_packed else ""
+        parts.append(describe_run(result, f"python -m bench run inputs --mb {mb}{option}"))
+        rows = [
+            [
+                line["name"],
+                f"{line['seconds']:.3g} s",
+                "-" if line["above_mb"] is None else f"{line['above_mb']:.1f} MB",
+                line["bound"],
+                "yes" if line["met"] else "**no**",
+            ]
+            for line in result.details["passes"]
+        ]
+        kind = "a gzip file of that size before compression" if is_packed else "a log file"
+        parts.append(
+            f"Passes over {kind}, {mb:,} MiB. *Available* is until code has read its beginning; "
+            "memory is the peak of the interpreter above a run that does nothing.\n"
+        )
+        parts.append(markdown_table(("pass", "time", "memory", "bound", "met"), rows))
+        parts += (
+            f"`.grep` takes {ratio:.2f} times as long as {name}.\n"
+            for name, ratio in result.details["others"].items()
+        )
+    return "\n".join(parts)
 
 
 def write_retrieval(results: Sequence[SuiteResult], plots: Path) -> str:
@@ -515,16 +563,35 @@ def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, 
             f"- {right['rewind']} of {programs} random programs were as before after a rewind, and "
             f"{right['fork']} in a fork; a pickle had all variables of {right['pickle']}."
         )
+    for result in results.get("long-context", ()):
+        figures["long-texts"] = long_text_table(result.details["lines"])
+    for result in results.get("context-cost", ()):
+        figures["smallest-catalogue"] = describe_smallest_catalogue(result)
     return {name: text for name, text in figures.items() if text}
+
+
+def describe_smallest_catalogue(result: SuiteResult) -> str:
+    """Return for how many tasks function calls win with the smallest catalogue."""
+    points = result.details["points"]
+    size = min(point["catalogue"] for point in points)
+    by_mode = {
+        mode: [each for each in points if (each["catalogue"], each["mode"]) == (size, mode)]
+        for mode in MODE_NAMES
+    }
+    functions, programs = by_mode["function-calling"], by_mode["llm"]
+    _, words = describe_crossover(functions, programs)
+    others = {task["task"]: task for task in programs}
+    turns = count_wins(functions, others, "turns")
+    return (
+        f"With {size} tools in the catalogue, the smallest that was measured, fewer tokens are "
+        f"needed by {words}; fewer turns by function calls in {turns} of {len(functions)}."
+    )
 
 
 def compare_modes(results: Sequence[SuiteResult]) -> str:
     """Return a table for each model that did the tasks with function calls and with programs."""
-    by_model: dict[str, dict[str, SuiteResult]] = {}
-    for result in results:
-        by_model.setdefault(result.model, {})[result.mode] = result
     tables = []
-    for model, modes in by_model.items():
+    for model, modes in modes_by_model(results).items():
         if modes.keys() >= MODE_NAMES.keys():
             columns = [summarize_usage(modes[mode]) for mode in ("function-calling", "llm")]
             rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
@@ -532,6 +599,14 @@ def compare_modes(results: Sequence[SuiteResult]) -> str:
             header = (f"{count} tasks, model `{model}`", "function calls", "programs")
             tables.append(markdown_table(header, rows))
     return "\n".join(tables)
+
+
+def modes_by_model(results: Sequence[SuiteResult]) -> dict[str, dict[str, SuiteResult]]:
+    """Return the results of each model by mode."""
+    by_model: dict[str, dict[str, SuiteResult]] = {}
+    for result in results:
+        by_model.setdefault(result.model, {})[result.mode] = result
+    return by_model
 
 
 def summarize_usage(result: SuiteResult) -> dict[str, str]:
@@ -560,6 +635,7 @@ SECTIONS: dict[str, WriteSection] = {
     "perf": write_rows("Speed", "python -m bench perf"),
     "load": write_rows("Many clients over HTTP", "python -m bench run load"),
     "long-context": write_long_context,
+    "inputs": write_inputs,
     "skill-gate": write_skill_gate,
     "second-task": write_second_task,
     "retrieval": write_retrieval,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import tiktoken
@@ -20,6 +20,12 @@ def load_encoding() -> tiktoken.Encoding:
 def count_tokens(text: str) -> int:
     """Return the number of tokens of a text."""
     return len(load_encoding().encode(text, disallowed_special=()))
+
+
+@lru_cache(maxsize=16)
+def count_tokens_once(text: str) -> int:
+    """Return the number of tokens of a long text that comes again, such as a list of tools."""
+    return count_tokens(text)
 
 
 def count_json_tokens(value: Any) -> int:

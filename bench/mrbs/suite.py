@@ -1,7 +1,8 @@
-"""The suite `mrbs`: tasks on real MCP servers, done in one of three modes.
+"""The suite `mrbs`: tasks on real MCP servers, done in one of four modes.
 
 - `baseline` runs the reference programs;
 - `llm` lets a model write programs;
+- `recursive` lets these programs ask models, with `ask_llm` and sub-agents;
 - `function-calling` gives the same model the same tools as functions, one call a turn.
 
 `--model gold` is the scripted model of `gold_model`, which makes no mistakes. Any other name is one
@@ -31,7 +32,13 @@ from ..agents import (
     do_by_programs,
     open_function_tools,
 )
-from ..gold_model import GOLD, script_calls, script_programs, start_gold_model
+from ..gold_model import (
+    GOLD,
+    script_calls,
+    script_programs,
+    script_recursion,
+    start_gold_model,
+)
 from ..models import ChatModel, ModelFailed, Usage
 from ..results import RESULTS_FOLDER, ResultRecorder, record_result
 from ..statistics import wilson_interval
@@ -40,8 +47,8 @@ from .stage import Stage, open_stage
 from .task import Task, fill_in
 from .world import SERVERS
 
-Mode = Literal["baseline", "llm", "function-calling"]
-MODES: tuple[Mode, ...] = ("baseline", "llm", "function-calling")
+Mode = Literal["baseline", "llm", "recursive", "function-calling"]
+MODES: tuple[Mode, ...] = ("baseline", "llm", "recursive", "function-calling")
 DEFAULT_ATTEMPTS = 6
 TURNS_PER_ATTEMPT = 10  # function calling gets so many turns for each program of the other modes
 TASK_TIMEOUT_S = 600.0
@@ -61,8 +68,9 @@ class Outcome:
     calls: int = 0
     failed_calls: int = 0
     iterations: int = 0
-    turns_before_call: int = 0
+    requests_before_call: int = 0  # to models
     tokens_before_call: int = 0
+    result_chars: int = 0  # that a caller of functions got
     usage: Usage = field(default_factory=Usage)
 
     @property
@@ -121,8 +129,9 @@ class TaskRunner:
             len(calls),
             sum(not call["ok"] for call in calls),
             result.iterations,
-            result.turns_before_call,
+            result.requests_before_call,
             result.tokens_before_call,
+            result.result_chars,
             self.model.usage if self.model else Usage(),
         )
 
@@ -153,6 +162,7 @@ class TaskRunner:
             session,
             self._count_calls,
             attempts=self.attempts,
+            is_recursive=self.mode == "recursive",
         )
 
     def _count_calls(self) -> int:
@@ -169,6 +179,9 @@ class TaskRunner:
         calls = self.stage.list_calls()
         if self.mode == "function-calling":
             self.script.set_script(*script_calls(calls, answer.value))
+        elif self.mode == "recursive":
+            prompt = fill_in(task.prompt, world)
+            self.script.set_script(*script_recursion(prompt, program, calls))
         else:
             self.script.set_script(*script_programs(program, calls))
 
@@ -192,9 +205,12 @@ async def open_runner(options: argparse.Namespace, folder: Path) -> AsyncIterato
                 filler=max(0, options.catalogue - TOOL_COUNT) if options.catalogue else 0,
                 tool=options.tool,
                 prelude=options.prelude.read_text() if options.prelude else "",
+                sections=ask_model(model) if model and options.mode == "recursive" else {},
                 sandbox={"backend": options.backend},
             )
         )
+        if options.mode == "recursive":  # no task pays for the start of the process that asks
+            await stage.server.run_program("ask_llm('Are you there?')", "first request")
         functions = None
         if options.mode == "function-calling":
             functions = await stack.enter_async_context(open_function_tools(stage.upstreams))
@@ -208,6 +224,12 @@ async def open_runner(options: argparse.Namespace, folder: Path) -> AsyncIterato
             functions,
             script,
         )
+
+
+def ask_model(model: ChatModel) -> dict[str, Any]:
+    """Return the settings of our server with which programs ask the model that writes them."""
+    llm = {"model": model.name, "api_base": model.api_base, "api_key": model.api_key}
+    return {"llm": {key: value for key, value in llm.items() if value}}
 
 
 TOOL_COUNT = 48  # of all servers of the suite
@@ -264,7 +286,8 @@ def format_outcome(outcome: Outcome) -> str:
         f"{outcome.calls:4} calls {outcome.seconds:7.2f} s"
     )
     if used.turns:
-        text += f"{used.turns:4} turns {used.tokens_in:8,} in {used.tokens_out:7,} out"
+        text += f"{used.turns:4} turns {used.requests_of_programs:3} requests"
+        text += f" {used.tokens_in:8,} in {used.tokens_out:7,} out"
     return f"{text}  {'; '.join(outcome.problems)[:160]}".rstrip()
 
 
@@ -308,6 +331,11 @@ def main(arguments: Sequence[str]) -> int:
     """Do the tasks; return 1 if one was wrong, and 2 if none was chosen."""
     options = build_parser().parse_args(arguments)
     options.api_key = os.environ.get(options.api_key_variable, "")
+    if options.server and options.mode == "recursive":
+        print(
+            "The mode recursive needs our own server: its settings name the model.", file=sys.stderr
+        )
+        return 2
     if not choose_tasks(options):
         print(f"No task has {options.only!r} in its name.", file=sys.stderr)
         return 2

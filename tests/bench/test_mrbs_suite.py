@@ -19,6 +19,7 @@ import pytest
 from bench.fake_llm import API_KEY, start_model_server
 from bench.mrbs import CATEGORIES, TASKS, make_world
 from bench.mrbs.stage import Stage, open_stage
+from bench.mrbs.suite import main
 from bench.mrbs.task import fill_in
 from tests.helpers.sizes import choose_size
 
@@ -44,18 +45,28 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         yield stage
 
 
-def test_a_model_does_a_task_with_programs_and_with_function_calls(tmp_path: Path) -> None:
-    chosen = ("--only", "calculator/growth")
-    programs = run_suite(tmp_path / "llm.json", "--mode", "llm", *chosen)
-    functions = run_suite(tmp_path / "fc.json", "--mode", "function-calling", *chosen)
-    [by_programs], [by_functions] = programs["details"]["tasks"], functions["details"]["tasks"]
-    assert by_programs["calls"] == by_functions["calls"] == 14
-    assert by_programs["usage"]["turns"] == 3
-    assert by_functions["usage"]["turns"] == 15
-    assert by_functions["usage"]["tokens_in"] > by_programs["usage"]["tokens_in"] > 0
-    assert by_programs["turns_before_call"] == 3
-    assert by_functions["turns_before_call"] == 1
-    assert programs["environment"]["sources"]
+def test_a_model_does_a_task_with_programs_recursion_and_function_calls(tmp_path: Path) -> None:
+    outcomes = {}
+    for mode in ("llm", "recursive", "function-calling"):
+        result = run_suite(tmp_path / f"{mode}.json", "--mode", mode, "--only", "calculator/growth")
+        [outcomes[mode]] = result["details"]["tasks"]
+        assert result["environment"]["sources"]
+    assert {each["calls"] for each in outcomes.values()} == {14}
+    used = {mode: outcome["usage"] for mode, outcome in outcomes.items()}
+    assert {mode: (each["turns"], each["requests_of_programs"]) for mode, each in used.items()} == {
+        "llm": (3, 0),
+        "recursive": (1, 3),  # it chooses functions with ask_llm, and a sub-agent asks twice
+        "function-calling": (15, 0),
+    }
+    before = {mode: outcome["requests_before_call"] for mode, outcome in outcomes.items()}
+    assert before == {"llm": 3, "recursive": 4, "function-calling": 1}
+    tokens = {mode: each["tokens_in"] for mode, each in used.items()}
+    assert tokens["function-calling"] > tokens["recursive"] > tokens["llm"] > 0
+    assert outcomes["function-calling"]["result_chars"] > 14
+
+
+def test_recursion_needs_a_server_whose_model_is_known() -> None:
+    assert main(["--mode", "recursive", "--server", "http://127.0.0.1:1/mcp"]) == 2
 
 
 def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.comparison import compare_files, compare_results
+from bench.mode_tables import win_table
 from bench.report import describe_run, fill_marks, write_report
 from bench.results import SuiteResult, hash_tree, read_result, record_result
 from bench.sections import SECTIONS
@@ -37,8 +38,24 @@ def test_a_result_says_where_it_was_measured(tmp_path: Path) -> None:
     assert where.packages["mcp"]
 
 
-def test_every_suite_with_a_table_of_its_own_has_a_section() -> None:
-    assert set(SUITES) - set(SECTIONS) == {"inputs"}, "`inputs` prints its table only"
+def test_every_suite_has_a_section_of_the_report() -> None:
+    assert set(SUITES) == set(SECTIONS)
+
+
+def make_task(name: str, group: str, tokens: int, turns: int) -> dict[str, object]:
+    usage = {"tokens_in": tokens, "tokens_out": 0, "turns": turns}
+    groups = {"category": group, "difficulty": "easy", "fan_out": "1 to 4 calls"}
+    return {"task": name, "usage": usage, "seconds": 1.0, "requests_before_call": 1, **groups}
+
+
+def test_the_report_says_where_function_calls_win() -> None:
+    functions = [make_task("a", "text", 10, 2), make_task("b", "math", 50, 9)]
+    programs = [make_task("b", "math", 20, 3), make_task("a", "text", 20, 3)]
+    rows = [line.split(" | ") for line in win_table(functions, programs).splitlines()]
+    wins = {row[0].strip("| "): [cell.strip(" |") for cell in row[1:4]] for row in rows}
+    assert wins["text"] == ["1", "1", "1"]
+    assert wins["math"] == ["1", "0", "0"]
+    assert wins["all"] == ["2", "1", "1"]
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
