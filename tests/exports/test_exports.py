@@ -173,6 +173,14 @@ def test_a_data_frame_is_text_and_a_cut_value_is_no_table() -> None:
     assert [is_table(each) for each in (None, frame, cut, whole)] == [False, False, False, True]
 
 
+def test_rows_whose_names_differ_fill_no_memory() -> None:
+    rows = [{f"k{number}": number} for number in range(12_000)]
+    value: Any = {"kind": "json", "text": json.dumps(rows), "type": "list", "cut": False}
+    assert not is_table(value)
+    with pytest.raises(Conflict, match="144,012,000 cells; the limit is 1,000,000"):
+        export_csv(value)
+
+
 def copy_csv(content: str) -> str:
     out = io.StringIO()
     copy_guarded(out, io.BytesIO(content.encode()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from importlib.resources import files
@@ -27,6 +27,8 @@ from .csv_table import guard_cell
 FRAME_TYPES = ("DataFrame", "Series", "LazyFrame", "Table", "RecordBatch")
 FRAME_TIMEOUT_S = 120.0  # for the evaluation and the file; a restored state comes on top
 MAX_ROW_CHARS = 1_000_000  # one row from sandboxed code must not fill the memory
+MAX_TABLE_CHARS = 64_000_000  # which take a processor some ten seconds
+CHECKED_ROWS = 1_000  # between two looks whether anybody still waits for them
 NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 FRAME_REMEDY = "Ask the step for a smaller part, or write the table to a file in the code."
 
@@ -73,16 +75,20 @@ def load_program() -> str:
     return (files(__package__) / "templates" / "write_frame.py.txt").read_text()
 
 
-def copy_guarded(out: TextIO, file: IO[bytes]) -> None:
+def copy_guarded(
+    out: TextIO, file: IO[bytes], check_cancelled: Callable[[], None] = lambda: None
+) -> None:
     """Copy CSV so that a spreadsheet executes nothing in it, in constant memory.
 
-    Raises `Conflict` if it is no CSV.
+    `check_cancelled` is called now and then. Raises `Conflict` if it is no CSV or too large.
     """
     text = TextIOWrapper(file, "utf-8", "replace", newline="")
     try:
         writer = csv.writer(out, lineterminator="\r\n")
-        for row in iter_rows(text):
+        for number, row in enumerate(iter_rows(text)):
             writer.writerow([each if NUMBER.fullmatch(each) else guard_cell(each) for each in row])
+            if number % CHECKED_ROWS == 0:
+                check_cancelled()
     except csv.Error as exc:
         raise Conflict(f"The table cannot be written as CSV: {exc}.", remedy=FRAME_REMEDY) from exc
     finally:
@@ -91,12 +97,18 @@ def copy_guarded(out: TextIO, file: IO[bytes]) -> None:
 
 def iter_rows(text: TextIO) -> Iterator[list[str]]:
     """Yield the rows of CSV, none of which is large; raises `Conflict` and `csv.Error`."""
-    used = 0
+    used, read = 0, 0
 
     def iter_lines() -> Iterator[str]:  # of which a row may have many
-        nonlocal used
+        nonlocal used, read
         while line := text.readline(MAX_ROW_CHARS):
             used += len(line)
+            read += len(line)
+            if read > MAX_TABLE_CHARS:
+                raise Conflict(
+                    f"The table has more than {MAX_TABLE_CHARS:,} characters as CSV.",
+                    remedy=FRAME_REMEDY,
+                )
             if used >= MAX_ROW_CHARS:
                 raise Conflict(
                     f"A row of the table has {MAX_ROW_CHARS:,} characters or more.",

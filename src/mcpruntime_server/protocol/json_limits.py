@@ -39,14 +39,14 @@ class ValueCounter:
 
 
 def has_more_values(text: str, max_count: int) -> bool:
-    """Return whether the data in an ASCII JSON text has more than `max_count` values, roughly.
+    """Return whether the data in a JSON text has more than `max_count` values, roughly.
 
     What looks like a value within a string does not count.
     """
     counter = ValueCounter()
     starts = range(0, len(text), COUNTED_CHARS)
     return any(
-        counter.feed(text[start : start + COUNTED_CHARS].encode("ascii")) > max_count
+        counter.feed(text[start : start + COUNTED_CHARS].encode("utf-8", "replace")) > max_count
         for start in starts
     )
 

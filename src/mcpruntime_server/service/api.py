@@ -256,6 +256,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             ("read",),
             {200: bytes},
             description="A run as an HTML file that needs nothing else and has no scripts.",
+            ends_with_client=True,
         ),
         ApiRoute(
             "GET",
@@ -267,6 +268,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             description="The value of a run as CSV, if it is a table. A data frame is written in "
             "the state after the step, which needs the scope `run`. Text that a spreadsheet would "
             "execute as a formula is quoted.",
+            ends_with_client=True,
         ),
         ApiRoute(
             "GET",
@@ -276,6 +278,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             {200: bytes},
             description="The steps of a session, with their recorded outputs, as a Jupyter "
             "notebook.",
+            ends_with_client=True,
         ),
     ),
 }

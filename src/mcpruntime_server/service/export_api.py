@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import IO, TextIO
 
 import anyio
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -82,7 +82,7 @@ class ExportApi:
 
             async def write(out: TextIO) -> None:
                 if frame is not None:
-                    await to_thread.run_sync(copy_guarded, out, frame)
+                    await to_thread.run_sync(copy_guarded, out, frame, from_thread.check_cancelled)
                     return
                 run = await load_recorded_run(self._journal, row)
                 value = run.finished.value if run.finished else None

@@ -9,6 +9,7 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 
 from mcpruntime_server.capabilities.agent.conversation import (
+    MAX_SEARCHED_CHARS,
     RECENT_MESSAGES,
     AgentTask,
     NoProgramFound,
@@ -93,6 +94,19 @@ def test_an_answer_of_nothing_but_fences_takes_no_time() -> None:
         extract_program("```\n" * 50_000)
     with suppress(NoProgramFound):
         extract_program("```python\n(\n" + "```\n" * 50_000)
+
+
+@pytest.mark.parametrize("mark", ["~", "~~~ ", "```", "```~", " ", "```python\n1\n"])
+def test_a_long_answer_is_searched_in_one_pass(mark: str) -> None:
+    with suppress(NoProgramFound):
+        extract_program(mark * (MAX_SEARCHED_CHARS // len(mark) - 1) + "`")
+
+
+def test_a_long_program_is_taken_without_being_parsed() -> None:
+    program = "x = 1\n" * 10_000 + "y = ("
+    assert extract_program(f"```python\n{program}\n```") == program
+    with pytest.raises(NoProgramFound, match="4,000,000 characters; the limit is 200,000"):
+        extract_program("x" * 4_000_000)
 
 
 def test_the_conversation_begins_in_a_stable_format() -> None:

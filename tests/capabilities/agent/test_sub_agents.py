@@ -146,6 +146,7 @@ except BudgetExceeded as error:
         ({"steps": 10_000}, "it must be a number of at most 1000"),
         ({"usd": "much"}, "usd is 'much'; it must be a number"),
         ([1], "The budget must be a dict."),
+        ({"x" * 3_000: 1}, "A budget has at most 2,000 characters as JSON."),
     ],
 )
 async def test_an_invalid_budget_is_refused(

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
+
+from anyio import to_thread
 
 from ...errors import CallFailed
 from ..model_requests import Completion, Messages, ModelUsage
@@ -114,7 +117,9 @@ async def run_agent(
         yield ModelAnswered(step, answer, completion.usage)
         messages.append(build_message("assistant", answer[:MAX_ANSWER_CHARS]))
         try:
-            code = extract_program(answer, is_truncated=completion.is_truncated)
+            code = await to_thread.run_sync(
+                partial(extract_program, answer, is_truncated=completion.is_truncated)
+            )
         except NoProgramFound as problem:
             yield AnswerRejected(step, str(problem))
             heading = step_heading(step, task.max_steps, "no program")

@@ -41,7 +41,13 @@ MAX_ANSWER_CHARS = 20_000  # of an answer that is sent back to the model
 OLD_MESSAGE_CHARS = 300  # of an old message, when the conversation is too long
 RECENT_MESSAGES = 6  # so many messages at the end are never shortened
 MAX_INNER_FENCES = 20  # fences that may stand inside one program
-OPENING_FENCE = re.compile(r"^[ \t]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$", re.MULTILINE)
+MAX_SEARCHED_CHARS = 200_000  # of an answer; longer ones have no program
+MAX_PARSED_CHARS = 20_000  # of a block; a longer one counts as Python, for others have to wait
+MAX_ALL_PARSED_CHARS = 200_000  # of all blocks of an answer, each as often as it is tried
+# Possessive: a line of marks and spaces is searched in one pass.
+OPENING_FENCE = re.compile(
+    r"^[ \t]*+(?P<mark>`{3,}+|~{3,}+)[ \t]*+(?P<info>[^`\n]*+)$", re.MULTILINE
+)
 PYTHON_LANGUAGES = ("python", "py", "python3", "repl", "ipython", "pycon", "tool_code")
 
 NO_PROGRAM_PROBLEM = (
@@ -49,6 +55,7 @@ NO_PROGRAM_PROBLEM = (
     "SUBMIT(value) ends the task."
 )
 TRUNCATED_PROBLEM = "The answer ends before its program does. Write it again, shorter."
+TOO_LONG_PROBLEM = "The answer has {:,} characters; the limit is {:,}. Write a shorter program."
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,11 @@ def extract_program(answer: str, *, is_truncated: bool = False) -> str:
     program with `SUBMIT` needs no fence. In a truncated answer, a block without an end is not a
     program, even if it can be parsed.
     """
+    if len(answer) > MAX_SEARCHED_CHARS:
+        raise NoProgramFound(TOO_LONG_PROBLEM.format(len(answer), MAX_SEARCHED_CHARS))
     answer = answer.replace("\r\n", "\n")
-    blocks = list(fenced_blocks(answer, is_truncated=is_truncated))
+    parser = BoundedParser()
+    blocks = list(fenced_blocks(answer, parser, is_truncated=is_truncated))
     programs = [code for language, code in blocks if language in PYTHON_LANGUAGES]
     if not programs:
         programs = [code for language, code in blocks if not language]
@@ -116,12 +126,28 @@ def extract_program(answer: str, *, is_truncated: bool = False) -> str:
         return program
     if is_truncated:
         raise NoProgramFound(TRUNCATED_PROBLEM)
-    if "SUBMIT(" in answer and is_python(answer):
+    if "SUBMIT(" in answer and parser.is_python(answer):
         return answer.strip()
     raise NoProgramFound(NO_PROGRAM_PROBLEM)
 
 
-def fenced_blocks(answer: str, *, is_truncated: bool = False) -> Iterator[tuple[str, str]]:
+class BoundedParser:
+    """Parses the blocks of one answer, which is hostile, as far as that takes little time."""
+
+    def __init__(self) -> None:
+        self._chars_left = MAX_ALL_PARSED_CHARS
+
+    def is_python(self, code: str) -> bool:
+        """Return whether code can be parsed; what is too long counts as Python."""
+        if len(code) > min(MAX_PARSED_CHARS, self._chars_left):
+            return True
+        self._chars_left -= len(code)
+        return is_python(code)
+
+
+def fenced_blocks(
+    answer: str, parser: BoundedParser, *, is_truncated: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield the language and the text of each fenced block.
 
     A program may contain a fence, in a string of several lines. So a Python block that is not valid
@@ -135,14 +161,14 @@ def fenced_blocks(answer: str, *, is_truncated: bool = False) -> Iterator[tuple[
         start = min(opening.end() + 1, len(answer))
         fences = find_closing_fences(answer, start, opening["mark"])
         if not fences:
-            if not is_truncated and is_python(answer[start:]):
+            if not is_truncated and parser.is_python(answer[start:]):
                 yield language, dedent_code(answer[start:]).strip("\n")
                 return
             raise NoProgramFound(TRUNCATED_PROBLEM)
         end, position = fences[0]
         if language in PYTHON_LANGUAGES:
             for fence_start, fence_end in fences:
-                if is_python(answer[start:fence_start]):
+                if parser.is_python(answer[start:fence_start]):
                     end, position = fence_start, fence_end
                     break
         yield language, dedent_code(answer[start:end]).strip("\n")

@@ -22,7 +22,7 @@ from ...config import BudgetLimits
 from ...config.validation import Bounds
 from ...errors import CallFailed, McpRuntimeError
 from ...journal.call_scope import CallScope, current_call_scope
-from ...journal.events import InputEntry
+from ...journal.events import InputEntry, canonical_json
 from ...protocol.library_names import SLICE_KEY
 from ...protocol.payloads import JsonObject
 from ..call_arguments import invalid_arguments
@@ -38,6 +38,7 @@ RUN_TARGET = "agent.run"
 SUBMIT_TARGET = "agent.submit"
 MAX_CONTEXT_CHARS = 8_000_000  # larger material is passed as files
 MAX_MODEL_NAME_CHARS = 200
+MAX_BUDGET_CHARS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +270,8 @@ def parse_limits(budget: Any) -> AgentLimits:
     """Return the budget of an agent; raises `CallFailed` with what is wrong."""
     if not isinstance(budget, dict):
         raise invalid_arguments("The budget must be a dict.")
+    if len(canonical_json(budget)) > MAX_BUDGET_CHARS:  # each unknown name is compared with all
+        raise invalid_arguments(f"A budget has at most {MAX_BUDGET_CHARS:,} characters as JSON.")
     try:
         return AgentLimits.from_mapping(budget)
     except ValueError as exc:

@@ -1,7 +1,7 @@
 """The backend without a key: the model of the MCP client that started the run answers its requests.
 
-The run waits for the answer. All requests of a batch are sent at once; the client gets as many as
-one result holds.
+The run waits for the answer. Hundreds of requests of a batch are open at once; the client gets as
+many as one result holds.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, TypedDict
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from ...config import BudgetLimits, LlmSettings
 from ...errors import CallFailed
@@ -29,6 +30,7 @@ from .model_backend import ModelBackend, ModelRequest, ModelResponse
 from .structured_answers import answer_request
 
 MAX_BATCH = 10_000  # requests of one call
+MAX_OPEN_REQUESTS = 500  # of a batch at once; a result shows the client's model fewer
 MAX_TEXT_CHARS = 20_000_000  # of a prompt and, separately, of its data
 MAX_ANSWER_TOKENS = 10_000_000
 MAX_BATCH_ANSWER_CHARS = 20_000_000  # of all answers of a batch
@@ -267,10 +269,13 @@ class ModelService:
                     error = SlotError(kind=exc.kind, message=str(exc), data=exc.data)
                     slots[number] = FailedSlot(ok=False, error=error)
 
-        concurrency = None if self._model.is_client_model else self._settings.run.concurrency
+        concurrency = self._settings.run.concurrency
+        if self._model.is_client_model or concurrency is None:
+            concurrency = MAX_OPEN_REQUESTS
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(concurrency or len(items), len(items))):
+            for _ in range(min(concurrency, len(items))):
                 tasks.start_soon(answer_remaining)
+                await checkpoint()  # others have their turn while so many requests begin
         return [slots[number] for number in range(len(items))]
 
 

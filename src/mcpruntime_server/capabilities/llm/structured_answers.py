@@ -11,8 +11,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from anyio import to_thread
+
 from ...errors import CallFailed
 from ...journal.events import canonical_json
+from ...protocol.json_limits import has_more_values
 from ...protocol.payloads import JsonObject
 from ..data_marks import DATA_NOTICE, mark_as_data
 from ..json_schemas import MAX_NESTING, nesting_depth
@@ -33,6 +36,7 @@ JSON_START_CHARS = ("{", "[", '"')  # of JSON other than numbers and words
 WRAPPER_KEY = "value"  # the key of an object around a plain value; some providers want objects
 MAX_REPEATED_ANSWER_CHARS = 2_000  # of a wrong answer that the model sees again
 MAX_QUOTED_ANSWER_CHARS = 1_000  # of a wrong answer in an error
+MAX_ANSWER_VALUES = 50_000  # those in arrays and objects included
 
 
 async def answer_request(
@@ -108,6 +112,17 @@ async def parse_structured_answer(answer: str, schema: Mapping[str, Any]) -> Any
 
     Raises `ValueError`, whose message says how the answer violates the schema.
     """
+    value = await to_thread.run_sync(read_answer, answer, schema)
+    if problem := await check_value(value, schema):
+        raise ValueError(problem)
+    return value
+
+
+def read_answer(answer: str, schema: Mapping[str, Any]) -> Any:
+    """Return the JSON value in an answer, not compared with the schema; raises `ValueError`.
+
+    An answer may be the text alone that the schema wraps.
+    """
     try:
         value = extract_json(answer)
     except ValueError:
@@ -118,8 +133,6 @@ async def parse_structured_answer(answer: str, schema: Mapping[str, Any]) -> Any
         value = {WRAPPER_KEY: value}
     if nesting_depth(value) > MAX_NESTING:
         raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
-    if problem := await check_value(value, schema):
-        raise ValueError(problem)
     return value
 
 
@@ -133,6 +146,8 @@ def extract_json(answer: str) -> Any:
     """Return the JSON value that an answer is or contains; raises `ValueError`."""
     problem: Exception = ValueError()
     for text in candidate_texts(answer):
+        if has_more_values(text, MAX_ANSWER_VALUES):
+            raise ValueError(f"it has more than {MAX_ANSWER_VALUES:,} values")
         try:
             value = json.loads(text, object_pairs_hook=reject_duplicate_keys)
             canonical_json(value)
