@@ -26,6 +26,7 @@ FORGERIES = {
     "a negative id": "say(call(-1))",
     "a huge id": "say(call(1 << 80))",
     "a huge line": "say(call(1, line=10 ** 4_000))",
+    "a long field": "say(call(1, **{'f' * 900_000: 1}))",
     "a negative line": "say(call(1, line=-1))",
     "an infinite number": "say(call(1, 'tools.lively.echo', {'text': float('inf')}))",
     "a number that overflows": "say(call_with('{\"n\": 1e999}'))",
@@ -71,6 +72,7 @@ FORGERIES = {
 }
 ENDS = {
     "an end without a status": "say(frame('RunDone', {'run_number': 2, 'status': ''}))",
+    "an end with a long field": "say(frame('RunDone', {'run_number': 2, 'f' * 900_000: 1}))",
     "an infinite duration": 'say(frame(\'RunDone\', b\'{"run_number":2,"status":"ok",'
     '"usage":{"wall_ms":1e999}}\'))',
     "a value of a foreign kind": "say(frame('RunDone', {'run_number': 2, 'status': 'ok', "

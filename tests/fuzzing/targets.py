@@ -6,6 +6,7 @@ must be true of any input.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -22,9 +23,14 @@ from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 from starlette.requests import Request
 from starlette.types import Message
 
+from mcpruntime_server.capabilities.agent.conversation import NoProgramFound, extract_program
+from mcpruntime_server.capabilities.call_worker import read_call
+from mcpruntime_server.capabilities.large_calls import MAX_GROWTH, MAX_SHOWN_CHARS
+from mcpruntime_server.capabilities.llm.structured_answers import read_answer
 from mcpruntime_server.capabilities.packages.requirements import (
     find_refused,
     parse_installed,
@@ -32,6 +38,7 @@ from mcpruntime_server.capabilities.packages.requirements import (
 )
 from mcpruntime_server.capabilities.skills.guides import parse_front_matter
 from mcpruntime_server.capabilities.skills.skill_packages import find_packages
+from mcpruntime_server.capabilities.tools.spliced_arguments import PieceStream, SplicedArguments
 from mcpruntime_server.capabilities.web.web_requests import (
     check_address,
     check_body,
@@ -40,9 +47,23 @@ from mcpruntime_server.capabilities.web.web_requests import (
 )
 from mcpruntime_server.config import Config
 from mcpruntime_server.config.web_rules import parse_rule
-from mcpruntime_server.errors import CallFailed, InvalidRequest, SkillRefused
+from mcpruntime_server.errors import CallFailed, Conflict, InvalidRequest, SkillRefused
+from mcpruntime_server.exports.csv_table import FORMULA_STARTS, write_csv
+from mcpruntime_server.exports.frame_table import NUMBER, copy_guarded
 from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.archive import import_session
+from mcpruntime_server.journal.encoded_text import (
+    iter_text_pieces,
+    measure_encoded_text,
+    measure_text,
+)
+from mcpruntime_server.journal.events import (
+    EncodedArguments,
+    RunValue,
+    canonical_json,
+    decode_json,
+    encode_json,
+)
 from mcpruntime_server.protocol import wire
 from mcpruntime_server.protocol.json_limits import ValueCounter
 from mcpruntime_server.runtime.call_ledger import LedgerEntry
@@ -621,6 +642,172 @@ async def render_printed(data: bytes) -> str:
     return " ".join(sorted(classes))[:MAX_OUTCOME_CHARS]
 
 
+# large arguments ---------------------------------------------------------------------------------
+
+LARGE_CALLS = tuple(
+    wire.encode_message(message)[wire.HEADER_BYTES :]
+    for message in (
+        wire.Call(1, 1, "tools.lively.echo", {"text": "a" * 300, "n": [1.5, None]}, 3),
+        wire.Call(2, 1, "tools.x.y", {"\u2028": {"b": ["\\", '"', "\u00e9"]}}, None, {"time": [1]}),
+        wire.Call(3, 1, "x.y", {}, 1, None, b"data"),
+    )
+)
+
+
+async def read_large_call(data: bytes) -> str:
+    """Read a call in the way of large ones, which must be that of all others."""
+    head, found = read_call({"max_shown_chars": MAX_SHOWN_CHARS}, data)
+    try:
+        call, problem = wire.decode_message(wire.TYPE_CODES[wire.Call], data), ""
+    except wire.WireError as exc:
+        call, problem = None, str(exc)
+    assert head.get("invalid", "") == problem
+    if call is None:
+        return problem
+    assert isinstance(call, wire.Call)
+    if not head:
+        return "read by the server itself"
+    text, journaled = found[: head["args_bytes"]], found[head["args_bytes"] :]
+    assert len(found) <= MAX_GROWTH * len(data)
+    assert text.decode("ascii") == canonical_json(call.args)
+    assert json.loads(journaled) == text.decode("ascii")
+    assert head["digest"] == sha256(text).hexdigest()
+    assert head["names"] == sorted(call.args)
+    assert wire.Call(args=call.args, **head["fields"]) == call
+    assert len(head["shown"]) <= MAX_SHOWN_CHARS + len(call.target)
+    arguments = EncodedArguments(
+        data=text,
+        names=tuple(head["names"]),
+        digest=head["digest"],
+        journaled=journaled,
+        shown=head["shown"],
+    )
+    assert await send_spliced(arguments) == {"arguments": call.args}
+    return f"{len(head['names'])} arguments"
+
+
+async def send_spliced(arguments: EncodedArguments) -> Any:
+    """Return the body of a request in which large arguments take the place of a name."""
+    spliced = SplicedArguments()
+    with spliced.stand_in(arguments) as sent:
+        body = json.dumps({"arguments": sent}, separators=(",", ":"))
+        request = spliced.fill_in(httpx2.Request("POST", "http://localhost", content=body))
+    assert isinstance(request.stream, PieceStream)
+    filled = b"".join([part async for part in request.stream])
+    assert request.headers["content-length"] == str(len(filled))
+    return json.loads(filled)
+
+
+# texts of the journal -----------------------------------------------------------------------------
+
+ENCODED_TEXTS = tuple(
+    encode_json(each).encode()
+    for each in (
+        "printed\ntext\n",
+        "\x1b[31mred\x1b[0m\n\\n \\u001b \\\\",
+        '\u00e9\U0001f600"\ud800\x00\u2028' * 3,
+        "",
+    )
+)
+
+
+async def look_into_text(data: bytes) -> str:
+    """Measure and cut a text as a blob holds it, which must be what decoding it finds."""
+    try:
+        extent = measure_encoded_text(data)
+        pieces = list(iter_text_pieces(io.BytesIO(data), 8))
+    except ValueError as exc:
+        return str(exc)
+    try:
+        text = decode_json(data.decode("ascii"))
+    except ValueError as exc:  # whoever shows such a text says that it is damaged
+        return str(exc)
+    if not isinstance(text, str) or encode_json(text).encode() != data:
+        return "not as it is written"
+    assert extent == measure_text(text)
+    assert all(isinstance(decode_json(f'"{each.decode("ascii")}"'), str) for each in pieces)
+    whole = b"".join(iter_text_pieces(io.BytesIO(data), 0))
+    assert whole == data[1:-1]
+    return f"{min(extent.newline_count, 3)} lines, {'styled' if extent.styled else 'plain'}"
+
+
+# tables -------------------------------------------------------------------------------------------
+
+TABLES = (
+    b'a,-1.5\n"=1\n2",+1e9\n-x,@y\n',
+    b'"x""y",,\r\n\t=1, =2,1e5\r\n',
+    b'[{"a":1,"=b":"x"},{"c":[1]}]',
+    b'{"a":[1,2],"@b":["-x",null]}',
+    b'[["=1",[2]],[]]',
+)
+
+
+async def write_tables(data: bytes) -> str:
+    """Write CSV and JSON of sandboxed code as a table, in which no cell is a formula."""
+    outcomes = []
+    value: RunValue = {
+        "kind": "json",
+        "text": data.decode("utf-8", "replace"),
+        "type": "list",
+        "cut": False,
+    }
+    for is_frame in (True, False):
+        out = io.StringIO()
+        try:
+            if is_frame:
+                copy_guarded(out, io.BytesIO(data))
+            else:
+                write_csv(out, value)
+        except Conflict as exc:
+            outcomes.append(str(exc))
+            continue
+        except (ValueError, RecursionError) as exc:  # of a value that is not JSON, as is_table says
+            outcomes.append(type(exc).__name__)
+            continue
+        rows = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
+        cells = [cell for row in rows for cell in row]
+        for cell in cells:
+            assert NUMBER.fullmatch(cell) or not cell.lstrip(" ").startswith(FORMULA_STARTS)
+        quoted = "guarded " if any(cell.startswith("'") for cell in cells) else ""
+        outcomes.append(f"{quoted}{'many' if len(rows) > 3 else 'few'} rows")
+    return "; ".join(outcomes)[:MAX_OUTCOME_CHARS]
+
+
+# answers of models --------------------------------------------------------------------------------
+
+MODEL_ANSWERS = (
+    b'I do it.\n```python\nx = 1\n```\nThen\n~~~py\ny = """\n~~~\n"""\n~~~\n',
+    b'Here:\n```json\n{"value": [1, {"a": "b"}]}\n```\n',
+    b'{"value": "text"} and {"a": 1}',
+    b"   ```{python} title=x\n   SUBMIT(1)",
+)
+WRAPPED_TEXT = {
+    "type": "object",
+    "properties": {"value": {"type": "string"}},
+    "required": ["value"],
+}
+
+
+async def read_model_answer(data: bytes) -> str:
+    """Look for a program and for a value in what a model has said."""
+    answer = data.decode("utf-8", "surrogateescape" if len(data) % 2 else "replace")
+    outcomes = []
+    for is_truncated in (False, True):
+        try:
+            assert extract_program(answer, is_truncated=is_truncated).strip()
+            outcomes.append("a program")
+        except NoProgramFound as exc:
+            outcomes.append(str(exc))
+    try:
+        value = read_answer(answer, WRAPPED_TEXT)
+        assert "value" in value
+        json.dumps(value)
+        outcomes.append("a value")
+    except ValueError as exc:
+        outcomes.append(str(exc))
+    return "; ".join(outcomes)[:MAX_OUTCOME_CHARS]
+
+
 def name_outcome(text: str) -> str:
     """Return an outcome without what differs from input to input."""
     return re.sub(r"'.*'|\".*\"|\d+|/\S+", "·", text, flags=re.DOTALL)[:100]
@@ -647,4 +834,8 @@ TARGETS = {
     ),
     "proxy": Target(PROXY_REQUESTS, mutate_bytes, serve_connection),
     "printed": Target(PRINTED, mutate_bytes, render_printed),
+    "large call": Target(LARGE_CALLS, mutate_json_text, read_large_call),
+    "text": Target(ENCODED_TEXTS, mutate_bytes, look_into_text),
+    "table": Target(TABLES, mutate_bytes, write_tables),
+    "answer": Target(MODEL_ANSWERS, mutate_bytes, read_model_answer),
 }

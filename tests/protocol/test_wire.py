@@ -210,6 +210,13 @@ def test_what_no_honest_sandbox_says_is_no_message(message: wire.Message) -> Non
         wire.MessageDecoder().decode_messages(len(body).to_bytes(4, "big") + body)
 
 
+def test_a_field_with_a_long_name_is_quoted_in_part() -> None:
+    body = json.dumps({"run_number": 1, "f" * 60_000: 1}).encode()
+    with pytest.raises(wire.WireError, match="not a WorkerRestarted") as caught:
+        wire.decode_message(wire.TYPE_CODES[wire.WorkerRestarted], body)
+    assert len(str(caught.value)) < 500
+
+
 def test_many_paths_are_taken() -> None:
     paths = [f"folder {n}/..x/.y/{n}.txt" for n in range(10_000)]
     message = wire.FilesChanged(1, paths, ["a", "..."])

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import tomli_w
 
+MAX_COMPARED_CHARS = 100  # of a name that may be a misspelled one
+
 SettingKey = tuple[str | int, ...]  # where a setting is in the tree: ("sandbox", "memory_mb")
 ReportProblem = Callable[[SettingKey, str], None]  # the key, and the rest of a sentence about it
 
@@ -54,7 +56,8 @@ def find_table_origin(origins: Mapping[SettingKey, str], key: SettingKey) -> str
 def suggest_names(name: str, allowed: Iterable[str]) -> str:
     """Return a sentence, with a space before it, that names what `name` may have meant."""
     choices = list(allowed)
-    close = get_close_matches(name, choices, n=1, cutoff=0.6)
+    is_comparable = len(name) <= MAX_COMPARED_CHARS  # a stranger's name may be very long
+    close = get_close_matches(name, choices, n=1, cutoff=0.6) if is_comparable else []
     return f" Did you mean {close[0]}?" if close else f" Allowed are: {', '.join(choices)}."
 
 

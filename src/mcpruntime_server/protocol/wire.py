@@ -63,6 +63,7 @@ MAX_LINE = 1 << 31
 MAX_DROPPED_BYTES = 1 << 53
 OUTPUT_STREAMS = ("stdout", "stderr")
 MAX_TARGET_CHARS = 1_000  # of the name of what is called
+MAX_PROBLEM_CHARS = 200  # of what is wrong with a message
 MAX_DATA_DEPTH = 100  # of nested arrays and objects in a message; no JSON reader refuses as much
 HEADER_BYTES = 5  # length and type code
 ABANDON_TARGET = "runtime.abandon"  # tells that code no longer waits for the call in `args["call"]`
@@ -525,7 +526,8 @@ def decode_message(type_code: int, body: bytes) -> Message:
             fields["data"] = payload
         message = cls(**fields)
     except (ValueError, TypeError, RecursionError) as exc:
-        raise WireError(f"not a {cls.__name__} ({exc}): {body[:80]!r}") from exc
+        problem = str(exc)[:MAX_PROBLEM_CHARS]  # it may have the name of a field
+        raise WireError(f"not a {cls.__name__} ({problem}): {body[:80]!r}") from exc
     for name, fits in cls.FIELDS:
         value = getattr(message, name)
         if not fits(value):
