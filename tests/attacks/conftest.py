@@ -28,6 +28,7 @@ CHOICE = (
     "test_entrances.py::test_settings_with_it_are_explained",
     "test_file_modes.py::test_only_the_user_may_read",
     "test_forged_calls.py::test_a_forged_message_costs_its_own_run_at_most[a target with half",
+    "test_forged_calls.py::test_a_forged_message_costs_its_own_run_at_most[a long field]",
     "test_foreign_words.py::test_only_the_server_speaks_at_the_margin",
     "test_foreign_words.py::test_printed_lines_are_indented",
     "test_given_up_sandboxes.py::test_the_container_is_gone_before_anybody_asks_for_it[garbage]",

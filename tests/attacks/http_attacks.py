@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
 from typing import Any
@@ -184,6 +184,77 @@ async def stop_reading(attacker: Attacker) -> None:
         await anyio.sleep(attacker.seconds)
 
 
+# answers that come late ---------------------------------------------------------------------------
+
+
+def call_code(attacker: Attacker, code: str, session: str, **meta: Any) -> bytes:
+    """Return a request of the newest revision that runs code; only its answer is sent."""
+    fields = {
+        f"{META_PREFIX}/protocolVersion": LATEST_PROTOCOL_VERSION,
+        f"{META_PREFIX}/clientCapabilities": {},
+        **meta,
+    }
+    arguments = {"code": code, "session": session, "timeout_s": 60}
+    params = {"name": "run_code", "arguments": arguments, "_meta": fields}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    lines = (
+        f"MCP-Protocol-Version: {LATEST_PROTOCOL_VERSION}",
+        "Mcp-Method: tools/call",
+        "Mcp-Name: run_code",
+        f"Content-Length: {len(body)}",
+    )
+    return attacker.head("POST", *lines) + body.encode()
+
+
+async def send_calls(attacker: Attacker, calls: Iterable[bytes], held_s: float) -> None:
+    """Send each request on a connection of its own, and read no answer."""
+    async with AsyncExitStack() as stack:
+        for call in calls:
+            stream = await stack.enter_async_context(aclosing(await attacker.connect()))
+            await stream.send(call)
+        await anyio.sleep(held_s)
+
+
+async def wait_for_late_answers(attacker: Attacker) -> None:
+    """Wait until the answers have become streams, whose comments nobody reads."""
+    code = f"import time\ntime.sleep({attacker.seconds * 4})"
+    calls = (call_code(attacker, code, f"late{n % 12}") for n in range(attacker.size // 3))
+    await send_calls(attacker, calls, attacker.seconds * 4)
+
+
+async def ask_for_large_answers(attacker: Attacker) -> None:
+    code = "print('\\u2028' * 20_000)"
+    calls = (call_code(attacker, code, f"large{n % 6}") for n in range(attacker.size // 3))
+    await send_calls(attacker, calls, attacker.seconds)
+
+
+async def leave_before_the_answer(attacker: Attacker) -> None:
+    """Close each connection as soon as its request is sent."""
+    with anyio.move_on_after(attacker.seconds):
+        for number in range(attacker.size):
+            stream = await attacker.connect()
+            code = "import time\ntime.sleep(60)"
+            await stream.send(call_code(attacker, code, f"left{number % 12}"))
+            await stream.aclose()
+
+
+async def pipeline_requests(attacker: Attacker) -> None:
+    """Send many requests on one connection without waiting for answers."""
+    calls = b"".join(call_code(attacker, str(n), "piped") for n in range(attacker.size // 2))
+    await send_calls(attacker, [calls] * 3, attacker.seconds)
+
+
+async def ask_for_progress_of_nothing(attacker: Attacker) -> None:
+    """Ask for notifications with tokens that are none, or that are very long."""
+    tokens: tuple[Any, ...] = ("x" * 500_000, [[]] * 9_000, 1e308, {"a": 1}, "\u2028", True)
+    calls = [
+        call_code(attacker, "print(1)", "progress", progressToken=token)
+        for token in tokens
+        for _ in range(attacker.size // 60)
+    ]
+    await send_calls(attacker, calls, attacker.seconds)
+
+
 # bodies -------------------------------------------------------------------------------------------
 
 BODIES: dict[str, Callable[[], bytes]] = {
@@ -269,6 +340,11 @@ ATTACKS: dict[str, Callable[[Attacker], Awaitable[None]]] = {
         open_streams,
         listen_often,
         stop_reading,
+        wait_for_late_answers,
+        ask_for_large_answers,
+        leave_before_the_answer,
+        pipeline_requests,
+        ask_for_progress_of_nothing,
         open_connections,
         forge_connections,
         ask_for_old_events,

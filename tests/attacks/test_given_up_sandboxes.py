@@ -11,11 +11,14 @@ from docker.errors import NotFound
 
 from mcpruntime_server.sandbox.docker_engine import DockerEngine
 from tests.helpers.forged_messages import find_container, run_compromised, signal_supervisor
+from tests.helpers.loop_watch import IS_MEASURED
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 
-from .bystander import observe
+from .bystander import BystanderWaited, observe
 
-WAIT_S = 60.0  # the bound asked for is 5 s after the limit; a loaded machine needs longer
+RUN_S = 1.0
+REMOVAL_S = 5.0  # after the limit of a run; checked where nothing else works on the machine
+WAIT_S = 60.0
 SPIN = "while True: pass"
 SAID = {
     "a broken protocol": "say_outside(frame('Call', b'[]'))",
@@ -51,14 +54,18 @@ async def test_the_container_is_gone_before_anybody_asks_for_it(
     container = await find_container(server, attack)
     assert await is_there(container)
     async with observe(server):
+        started = anyio.current_time()
         if attack in SIGNALS:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_supervisor, container, SIGNALS[attack])
-                answer = await server.run(SPIN, attack, timeout_s=1)
+                answer = await server.run(SPIN, attack, timeout_s=RUN_S)
         else:
-            answer = await run_compromised(server, attack, SAID[attack], SPIN, timeout_s=1)
+            answer = await run_compromised(server, attack, SAID[attack], SPIN, timeout_s=RUN_S)
         assert answer.status in ("timeout", "crashed"), answer.text
         with anyio.fail_after(WAIT_S):
             while await is_there(container):  # noqa: ASYNC110 - the engine sends no event here
                 await anyio.sleep(0.1)
+        stood_s = anyio.current_time() - started
+        if IS_MEASURED and stood_s > RUN_S + REMOVAL_S:
+            raise BystanderWaited(f"the container stood for {stood_s:.1f} s")
     assert await server.evaluate("1+1", attack) == 2

@@ -127,7 +127,7 @@ COMMANDS: dict[tuple[str, ...], list[str]] = {
     ("token", "list"): ["token list"],
     ("token", "revoke"): ["token revoke {hostile}"],
     ("uninstall",): ["uninstall cursor", "uninstall cursor --name {hostile}"],
-    ("view",): [],  # its pages are tested in a browser
+    ("view",): ["view --port {hostile}"],  # its pages are tested in a browser
     ("tools",): ["tools", "tools hostile", "tools {hostile}"],
 }
 SLOW = {

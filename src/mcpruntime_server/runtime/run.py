@@ -167,6 +167,7 @@ class Run:
             journal.blobs.drafts,
             on_update=self.lifecycle.notify_watchers,
         )
+        self._end_callbacks: list[Callable[[], None]] = []
         self._observed = ObservedRun(self.id, session_id, find_mode(spec))
         services.observers.on_run_requested(self._observed)
 
@@ -286,6 +287,14 @@ class Run:
         is_suspended = self.lifecycle.state is RunState.SUSPENDED
         status = "suspended" if is_suspended else self.report.status
         self.services.observers.on_run_ended(self._observed, status, self.report.usage)
+        callbacks, self._end_callbacks = self._end_callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def call_at_end(self, callback: Callable[[], None]) -> None:
+        """Call a function when the report is complete, unless it is already."""
+        if not self.finished.is_set():
+            self._end_callbacks.append(callback)
 
     def release_requests(self) -> None:
         """End the requests that wait for it, because its server is stopping."""

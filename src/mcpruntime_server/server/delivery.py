@@ -26,6 +26,7 @@ from ..runtime.session import Session
 
 MAX_TRACKED_RUNS = 1_000  # that were reported before they ended
 MAX_KEPT_RUNS = 32  # finished runs with the notes that the journal does not have
+MAX_KEPT_CHARS = 4_000_000  # of the output of these runs together; the journal has it, too
 
 NOTHING_DELIVERED: Mapping[str, int] = {}
 
@@ -175,6 +176,16 @@ class DeliveryCursor:
         self._kept_runs[run.id] = session, run
         if len(self._kept_runs) > MAX_KEPT_RUNS:
             self._kept_runs.popitem(last=False)
+        run.call_at_end(self._drop_large_runs)
+
+    def _drop_large_runs(self) -> None:
+        """Keep no more finished runs than their output allows, the last ones at most."""
+        chars_left = MAX_KEPT_CHARS
+        for run_id, (_, run) in reversed([*self._kept_runs.items()]):
+            if run.finished.is_set():
+                chars_left -= len(run.report.stdout) + len(run.report.stderr)
+                if chars_left < 0:
+                    del self._kept_runs[run_id]
 
     def claim_task_result(self, run_id: str) -> bool:
         """Return whether the result of a task has what its run left; it stays as it was first.
