@@ -33,6 +33,7 @@ STEPS = {
     "files": "import os\nopen('large', 'wb').write(os.urandom(20_000_000))\n"
     "open('lines', 'w').write('a\\n' * 3_000_000)",
     "files again": "open('lines', 'w').write('b\\n' * 3_000_000)",
+    "failure": "y = [1]\n" * 400_000 + "1 / 0",
     "state": "rows = [1]",
 }
 QUESTIONS = {
@@ -82,6 +83,7 @@ PAGES = {
     "exported notebooks": [f"/ui/api/sessions/{SESSION}/notebook.ipynb"] * 4,
     "differences of files": ["/s/{files again}/diff?path=lines"] * 6,
     "differences of runs": ["/ui/api/runs/{output run}/diff?other={line run}"] * 6,
+    "a long failure": ["/s/{failure}/sources", "/s/{failure}/panel"] * 6,
     "odd offsets": [f"/?offset={offset}" for offset in ("-1", "9" * 4_000, "1e9", "%00")] * 8,
     "odd paths": [
         "/s/{state}/file?path=../../../etc/passwd",

@@ -38,6 +38,10 @@ def trace(*codes: str, failed_line: int = 0, fresh: int = 0) -> dict[str, tuple[
     }
 
 
+def test_a_failed_step_of_much_code_is_not_parsed() -> None:
+    assert trace("x = 1", "y = [1]\n" * 1_000_000, failed_line=9) == {"x": (1, 1, 0)}
+
+
 def test_the_newest_assignment_is_the_source() -> None:
     assert trace("a = 1\nb = 2", "a = 3\nc = a", "c") == {
         "a": (2, 1, 0),

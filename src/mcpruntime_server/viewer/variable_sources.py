@@ -15,9 +15,9 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..capabilities.python_parsing import parse_module
 from ..capabilities.skills.model import RecordedCase, RecordedStep
 from ..capabilities.skills.slicing import Statement, read_statements
+from ..capabilities.skills.source import parse_source
 from ..errors import SkillRefused
 from ..journal import overviews
 from ..journal.overviews import ExecutedCode
@@ -115,6 +115,6 @@ def as_recorded_step(executed: ExecutedCode) -> RecordedStep:
 def parse_body(code: str) -> Sequence[ast.stmt]:
     """Return the statements of code; none if it is not valid."""
     try:
-        return parse_module(code).body
-    except (SyntaxError, ValueError, RecursionError):
+        return parse_source(code).body
+    except (SkillRefused, RecursionError):
         return ()

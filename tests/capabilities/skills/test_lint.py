@@ -14,6 +14,8 @@ from mcpruntime_server.capabilities.skills.source import (
     find_skill_names,
     find_tool_names,
     is_absolute_path,
+    parse_source,
+    source_shape,
 )
 from mcpruntime_server.config.credentials import find_credential, find_known_credential
 from mcpruntime_server.errors import SkillRefused
@@ -22,6 +24,19 @@ PACKAGES = ("numpy", "pandas>=2", "scikit-learn")
 
 
 RANDOM = "q7Zr2LkP9xWv4TnB" + "8sYd3HfJ6mGc"
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("x" * 200_001, "200,001 characters"),
+        ("x = [[1]]\n" * 5_000, "more than 15,000 words and signs"),
+    ],
+)
+def test_code_that_takes_long_to_parse_is_refused(code: str, problem: str) -> None:
+    with pytest.raises(SkillRefused, match=problem):
+        parse_source(code)
+    assert source_shape(code) != source_shape(f"{code} ")  # what is in the store prevents no save
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ class SkillSaver:
         if not case.calls or not case.inputs:
             return None
         async with self._lock:
-            duplicate = find_duplicate(extracted, await self.library.all_versions())
+            duplicate = await self._find_duplicate(extracted)
             if duplicate is not None:
                 is_same_case = any(each.inputs == case.inputs for each in duplicate.cases)
                 if duplicate.state != "draft" or self._auto == "draft" or is_same_case:
@@ -378,17 +378,22 @@ class SkillSaver:
     async def _load_own_versions(self, name: str) -> tuple[Skill, ...]:
         return await anyio.to_thread.run_sync(self.library.store.versions, name)
 
+    async def _find_duplicate(self, skill: Skill) -> Skill | None:
+        """Return the last version of a skill that does the same, whoever has it."""
+        versions = await self.library.all_versions()
+        return await anyio.to_thread.run_sync(find_duplicate, skill, versions)
+
     async def _name_and_merge(self, extracted: Skill, name: str) -> tuple[Skill | None, Skill]:
         """Return the last version that does the same, and what is to be tested at the gate.
 
         Raises `SkillRefused` if it cannot be a skill.
         """
         if name:
-            last = find_duplicate(
-                extracted, {name: await self._load_own_versions(name)}, may_be_retired=True
-            )
+            own = {name: await self._load_own_versions(name)}
+            find = partial(find_duplicate, extracted, own, may_be_retired=True)
+            last = await anyio.to_thread.run_sync(find)
         else:
-            last = find_duplicate(extracted, await self.library.all_versions())
+            last = await self._find_duplicate(extracted)
             name = last.name if last else ""
         name = name or choose_free_name(extracted.name, await self.library.taken_names())
         candidate = replace(extracted, name=name)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import sha256
 from inspect import Parameter, Signature
+from itertools import islice
 from typing import Any, TypeVar
 
 from ...errors import SkillRefused
@@ -33,6 +34,7 @@ ENTRY_FUNCTION = "run"  # of a skill's module
 PROVIDED_PACKAGES = frozenset({TOOLS_PACKAGE, SKILLS_PACKAGE, KNOWLEDGE_MODULE})
 SKILLS_NAMES = frozenset({"search", "list", "load"})  # of the package itself
 MAX_SOURCE_CHARS = 200_000
+MAX_SOURCE_WORDS = 15_000  # and signs: a parser, which lets nobody work, needs 2 us for each
 # characters that reorder code for readers, but not for Python
 TEXT_DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
 ABSOLUTE_PATH = re.compile(
@@ -42,6 +44,7 @@ SYSTEM_FOLDER = re.compile(
     r"/(?:home|Users|root|etc|var|opt|usr|tmp|mnt|srv|data|work\w*|private|Volumes|proc|sys|dev)"
     r"(?:/|$)"
 )
+WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
 MAX_PATH_CHARS = 4096
 SCALARS = (str, int, float, bool)
 MAX_TYPE_DEPTH = 3
@@ -66,6 +69,11 @@ def parse_source(source: str) -> ast.Module:
         raise SkillRefused(
             f"The code has {len(source):,} characters.",
             remedy=f"A skill may have {MAX_SOURCE_CHARS:,}.",
+        )
+    if has_more_words(source, MAX_SOURCE_WORDS):
+        raise SkillRefused(
+            f"The code has more than {MAX_SOURCE_WORDS:,} words and signs.",
+            remedy="Keep data in files, and make skills of the parts.",
         )
     if match := TEXT_DIRECTION.search(source):
         line = source.count("\n", 0, match.start()) + 1
@@ -326,17 +334,24 @@ def parameter_descriptions(entry: FunctionNode) -> dict[str, str]:
     return found
 
 
+def has_more_words(source: str, max_count: int) -> bool:
+    """Return whether source has more words and signs, those in texts and comments included."""
+    if len(source) <= max_count:
+        return False
+    return next(islice(WORD_OR_SIGN.finditer(source), max_count, None), None) is not None
+
+
 @lru_cache(maxsize=2000)  # each save compares with every source in the store
 def source_shape(source: str) -> str:
     """Return a digest of source without its docstrings, defaults and return types."""
     try:
-        tree = without_docstrings(parse_module(source))
+        tree = without_docstrings(parse_source(source))
         for node in tree.body:
             if isinstance(node, FunctionNode):
                 hide_defaults(node.args)
                 node.returns = None
         text = ast.dump(tree)
-    except RecursionError:  # code that somebody put into the store must not prevent a save
+    except (SkillRefused, RecursionError):  # what somebody put into the store prevents no save
         text = source
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
