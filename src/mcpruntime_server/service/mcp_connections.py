@@ -37,7 +37,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..protocol.payloads import JsonObject
 
-MAX_CONNECTIONS = 500  # of one principal at once; idle ones make room and can be opened again
+MAX_CONNECTIONS = 250  # of one principal, 0.1 MB each; idle ones make room and can be opened again
 IDLE_TIMEOUT_S = 300.0
 MAX_ENDED_CONNECTIONS = 10_000  # ids that their clients have ended, and which stay so
 MAX_OPENING_BYTES = 64 * 1024  # of an `initialize`: only that opens a connection
