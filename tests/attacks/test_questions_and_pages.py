@@ -31,8 +31,10 @@ STEPS = {
     "    def __class_getitem__(cls, key): raise SystemExit\n"
     "globals().update({f'v{n}': Bad() for n in range(5_000)})",
     "files": "import os\nopen('large', 'wb').write(os.urandom(20_000_000))\n"
-    "open('lines', 'w').write('a\\n' * 3_000_000)",
-    "files again": "open('lines', 'w').write('b\\n' * 3_000_000)",
+    "open('lines', 'w').write('a\\n' * 3_000_000)\n"
+    "open('mixed', 'w').write('\\n'.join(f'{n}\\nx{n}' for n in range(30_000)))",
+    "files again": "open('lines', 'w').write('b\\n' * 3_000_000)\n"
+    "open('mixed', 'w').write('\\n'.join(f'{n}\\ny{n}' for n in range(30_000)))",
     "failure": "y = [1]\n" * 400_000 + "1 / 0",
     "state": "rows = [1]",
 }
@@ -82,6 +84,7 @@ PAGES = {
     * 4,
     "exported notebooks": [f"/ui/api/sessions/{SESSION}/notebook.ipynb"] * 4,
     "differences of files": ["/s/{files again}/diff?path=lines"] * 6,
+    "differences of mixed lines": ["/s/{files again}/diff?path=mixed"] * 6,
     "differences of runs": ["/ui/api/runs/{output run}/diff?other={line run}"] * 6,
     "a long failure": ["/s/{failure}/sources", "/s/{failure}/panel"] * 6,
     "odd offsets": [f"/?offset={offset}" for offset in ("-1", "9" * 4_000, "1e9", "%00")] * 8,

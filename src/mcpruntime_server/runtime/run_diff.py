@@ -289,9 +289,9 @@ def unified_diff(a: str, b: str) -> str:
         _split_diff_lines(a, mark_end=ends_differ),
         _split_diff_lines(b, mark_end=ends_differ),
     )
-    start = max(0, _common_prefix_length(before, after) - CONTEXT_LINES)
+    start = max(0, count_equal_lines(before, after) - CONTEXT_LINES)
     left, right = before[start:], after[start:]
-    end = max(0, _common_prefix_length(left[::-1], right[::-1]) - CONTEXT_LINES)
+    end = max(0, count_equal_lines(left[::-1], right[::-1]) - CONTEXT_LINES)
     left, right = left[: len(left) - end], right[: len(right) - end]
     lines = list(_diff_hunks(left[:MAX_COMPARED_LINES], right[:MAX_COMPARED_LINES], start))
     shown = lines[:MAX_DIFF_LINES]
@@ -314,7 +314,7 @@ def _split_diff_lines(text: str, *, mark_end: bool) -> list[str]:
     ]
 
 
-def _common_prefix_length(a: Sequence[str], b: Sequence[str]) -> int:
+def count_equal_lines(a: Sequence[str], b: Sequence[str]) -> int:
     """Return how many lines at the start of two texts are equal."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((number for number, (one, other) in pairs if one != other), min(len(a), len(b)))

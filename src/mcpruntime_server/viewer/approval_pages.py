@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Any
 
 import anyio
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -33,6 +34,7 @@ POLL_S = 0.4  # for questions of other servers; those of this one are announced
 MAX_CARDS = 100
 MAX_COVERED = 20  # calls of a plan or an answer that a card shows
 MAX_PLANS = 50
+MAX_REPLACEMENTS = 10  # of texts by others that a call of a card is shown with
 REPLACEMENTS = (  # names of arguments of which the second takes the place of the first
     ("old_text", "new_text"),
     ("oldText", "newText"),
@@ -167,7 +169,9 @@ class ApprovalPages:
                     runs[row.run_id] = await self._load_recorded(row.run_id, row.session_id)
                 session, recorded = runs[row.run_id]
                 cards += [
-                    build_card(session, recorded, [view], row.is_answered, view.kind)
+                    await to_thread.run_sync(
+                        build_card, session, recorded, [view], row.is_answered, view.kind
+                    )
                     for view in recorded.pending_questions
                     if view.id == row.question_id
                     and row.expires_at > time.time()
@@ -178,7 +182,10 @@ class ApprovalPages:
                 session, recorded = await self._load_recorded(str(each.run_id), each.row.id)
                 planned = recorded.report.pending_questions
                 if planned:
-                    cards.append(build_card(session, recorded, planned, False, "plan"))
+                    card = await to_thread.run_sync(
+                        build_card, session, recorded, planned, False, "plan"
+                    )
+                    cards.append(card)
         return cards
 
     async def _load_recorded(self, run_id: str, session_id: str) -> tuple[SessionRow, RecordedRun]:
@@ -247,9 +254,14 @@ def build_asked_call(target: str, args: Mapping[str, Any]) -> AskedCall:
 
 
 def find_replacements(args: Mapping[str, Any]) -> list[tuple[DiffLine, ...]]:
-    """Return the differences between texts that a call replaces and those that it puts there."""
-    diffs = []
+    """Return the differences between texts that a call replaces and those that it puts there.
+
+    There are `MAX_REPLACEMENTS` at most; the card has all arguments beside them.
+    """
+    diffs: list[tuple[DiffLine, ...]] = []
     for each in (args, *(item for value in args.values() for item in list_records(value))):
+        if len(diffs) == MAX_REPLACEMENTS:
+            break
         for old, new in REPLACEMENTS:
             before, after = each.get(old), each.get(new)
             if isinstance(before, str) and isinstance(after, str):

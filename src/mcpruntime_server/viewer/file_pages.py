@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -67,7 +68,7 @@ class FilePages:
         if max(sizes) > MAX_COMPARED_BYTES:
             return FileDiff((), "The file is too large to be compared here.")
         try:
-            texts = [
+            old, new = [
                 "" if each is None else (await self._journal.get_blob(each["digest"])).decode()
                 for each in (before, after)
             ]
@@ -75,7 +76,8 @@ class FilePages:
             return FileDiff((), "The file is not text.")
         except (JournalFailed, NotFound) as exc:
             return FileDiff((), exc.message)
-        if any("\0" in text for text in texts):
+        if "\0" in old + new:
             return FileDiff((), "The file is not text.")
-        lines = compare_texts(*texts)
+        turn = self._services.renderer.turn
+        lines = await to_thread.run_sync(compare_texts, old, new, limiter=turn)
         return FileDiff(lines, "" if lines else "The text is the same.")

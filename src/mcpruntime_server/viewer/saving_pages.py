@@ -12,6 +12,7 @@ from inspect import Parameter
 from itertools import groupby
 from typing import Annotated
 
+from anyio import to_thread
 from markupsafe import Markup
 from pydantic import Field, ValidationError
 from starlette.requests import Request
@@ -91,7 +92,9 @@ class SavingPages:
         found = await self._find_saver(request).preview_run(row)
         context = self._services.access.describe_request(request)
         return await self._services.renderer.render_page(
-            context, "skill_preview.html", preview=build_preview(found)
+            context,
+            "skill_preview.html",
+            preview=await to_thread.run_sync(build_preview, found),
         )
 
     async def save_skill(self, request: Request) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from anyio import to_thread
 from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -119,11 +120,17 @@ class SkillPages:
         previous = earlier[-1] if earlier else None
         is_own = skill.owner == library.principal
         cases = skill.cases if is_own else ()
+        diff: tuple[DiffLine, ...] = ()
+        if previous is not None:
+            turn = self._services.renderer.turn
+            diff = await to_thread.run_sync(
+                compare_texts, previous.source, skill.source, limiter=turn
+            )
         view = VersionView(
             skill=skill,
             state=str(skill.state),
-            code=highlight_python(skill.source),
-            diff=() if previous is None else compare_texts(previous.source, skill.source),
+            code=await to_thread.run_sync(highlight_python, skill.source),
+            diff=diff,
             previous=previous,
             cases=tuple(build_case(each) for each in cases[:MAX_SHOWN_CASES]),
             case_count=len(cases),

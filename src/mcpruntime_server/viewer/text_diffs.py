@@ -1,13 +1,18 @@
-"""The differences between two texts, as lines of a page; bounded."""
+"""The differences between two texts, as lines of a page; bounded.
+
+Comparing takes up to a tenth of a second, in pieces of Python: it belongs into a thread.
+"""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 
+from ..runtime.run_diff import count_equal_lines
+
 CONTEXT_LINES = 3
 MAX_DIFF_LINES = 2_000
-MAX_COMPARED_LINES = 20_000  # of each text; more take seconds to compare
+MAX_COMPARED_LINES = 1_500  # of each text, where they differ; the time grows with the square
 MAX_LINE_LENGTH = 2_000
 
 
@@ -22,9 +27,18 @@ class DiffLine:
 
 
 def compare_texts(before: str, after: str) -> tuple[DiffLine, ...]:
-    """Return the lines that differ, with some around them; none if the texts are equal."""
-    old, new = before.splitlines()[:MAX_COMPARED_LINES], after.splitlines()[:MAX_COMPARED_LINES]
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=True)
+    """Return the lines that differ, with some around them; none if the texts are equal.
+
+    A gap at the end says that more may differ.
+    """
+    old, new = before.splitlines(), after.splitlines()
+    start = max(0, count_equal_lines(old, new) - CONTEXT_LINES)
+    old, new = old[start:], new[start:]
+    end = max(0, count_equal_lines(old[::-1], new[::-1]) - CONTEXT_LINES)
+    old, new = old[: len(old) - end], new[: len(new) - end]
+    is_cut = max(len(old), len(new)) > MAX_COMPARED_LINES
+    old, new = old[:MAX_COMPARED_LINES], new[:MAX_COMPARED_LINES]
+    matcher = difflib.SequenceMatcher(None, old, new)
     lines: list[DiffLine] = []
     for group in matcher.get_grouped_opcodes(CONTEXT_LINES):
         if lines:
@@ -33,19 +47,22 @@ def compare_texts(before: str, after: str) -> tuple[DiffLine, ...]:
             if tag == "equal":
                 lines += [
                     DiffLine(
-                        "same", old[at][:MAX_LINE_LENGTH], at + 1, new_start + at - old_start + 1
+                        "same",
+                        old[at][:MAX_LINE_LENGTH],
+                        start + at + 1,
+                        start + new_start + at - old_start + 1,
                     )
                     for at in range(old_start, old_end)
                 ]
                 continue
             lines += [
-                DiffLine("removed", old[at][:MAX_LINE_LENGTH], at + 1, None)
+                DiffLine("removed", old[at][:MAX_LINE_LENGTH], start + at + 1, None)
                 for at in range(old_start, old_end)
             ]
             lines += [
-                DiffLine("added", new[at][:MAX_LINE_LENGTH], None, at + 1)
+                DiffLine("added", new[at][:MAX_LINE_LENGTH], None, start + at + 1)
                 for at in range(new_start, new_end)
             ]
         if len(lines) >= MAX_DIFF_LINES:
             return (*lines[:MAX_DIFF_LINES], DiffLine("gap", ""))
-    return tuple(lines)
+    return (*lines, DiffLine("gap", "")) if is_cut else tuple(lines)
