@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, TypedDict
 
 import anyio
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from ...config import BudgetLimits, LlmSettings
@@ -31,6 +32,7 @@ from .structured_answers import answer_request
 
 MAX_BATCH = 10_000  # requests of one call
 MAX_OPEN_REQUESTS = 500  # of a batch at once; a result shows the client's model fewer
+MAX_TURN_CHARS = 256 * 1024  # of a request; for more, the event loop serves others in between
 MAX_TEXT_CHARS = 20_000_000  # of a prompt and, separately, of its data
 MAX_ANSWER_TOKENS = 10_000_000
 MAX_BATCH_ANSWER_CHARS = 20_000_000  # of all answers of a batch
@@ -204,8 +206,10 @@ class ModelService:
             return await self._ask_cached(self._parse_request({**item, "data": data}), account)
 
     async def _ask_cached(self, request: ModelRequest, account: BudgetAccount) -> ModelResponse:
-        canonical = canonical_json([vars(request)])
-        key = sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        if len(request.prompt) + len(request.data) <= MAX_TURN_CHARS:
+            key = digest_request(request)
+        else:
+            key = await to_thread.run_sync(digest_request, request)
         complete = partial(self._complete, request, account)
         return await account.answer_cache.get_or_ask(key, lambda: answer_request(request, complete))
 
@@ -277,6 +281,12 @@ class ModelService:
                 tasks.start_soon(answer_remaining)
                 await checkpoint()  # others have their turn while so many requests begin
         return [slots[number] for number in range(len(items))]
+
+
+def digest_request(request: ModelRequest) -> str:
+    """Return a digest that equal requests share."""
+    canonical = canonical_json([vars(request)])
+    return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def response_data(response: ModelResponse) -> ResponseData:

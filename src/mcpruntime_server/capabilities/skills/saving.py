@@ -44,7 +44,7 @@ from .model import (
 )
 from .signing import is_held_back
 from .skill_names import choose_free_name, parse_skill_name
-from .source import source_shape
+from .source import count_words, source_shape
 from .version_files import compute_digest
 
 AUTO_PATIENCE_S = 5.0  # for which a run waits until it is saved unasked,
@@ -52,6 +52,7 @@ DESCRIPTION_PATIENCE_S = 10.0  # and this more where a model describes skills
 MAX_REMEMBERED = 10_000  # codes that were considered; a repeated one is skipped at once
 MIN_LINES = 3  # of code that is saved unasked
 MAX_STEPS = 200  # of a session, from which a skill is extracted
+MAX_STEPS_WORDS = 50_000  # and signs of their code: 30 ms and 0.5 MB for each thousand
 MAX_ATTEMPTS = 3  # at the gate, each with fewer parameters
 NO_CASE = "It has no recorded case: run it once, and save that run."
 NOT_CHECKED_YET = (
@@ -140,8 +141,8 @@ class SkillSaver:
         check_succeeded(run)
         from .extraction import extract_skill, find_left_out, find_skill_call
 
-        rows = await self._load_lineage(run)
-        steps = [await self._load_step(row, run) for row in rows]
+        steps = await self._load_steps(run)
+        rows = (await self._load_lineage(run))[-len(steps) :]
         if call := await anyio.to_thread.run_sync(find_skill_call, steps[-1]):
             skill = await self.library.get(call[0])
             return SkillPreview(skill, known=skill, adds_case=True)
@@ -273,8 +274,9 @@ class SkillSaver:
         return (await self._journal.load_lineage(run.id))[-MAX_STEPS:]
 
     async def _load_steps(self, run: RunRow) -> list[RecordedStep]:
-        """Return the recorded runs that led to a run, and that run."""
-        return [await self._load_step(row, run) for row in await self._load_lineage(run)]
+        """Return the recorded runs that led to a run, and that run; no more than can be read."""
+        steps = [await self._load_step(row, run) for row in await self._load_lineage(run)]
+        return await anyio.to_thread.run_sync(select_last_steps, steps)
 
     async def _load_step(self, row: RunRow, saved: RunRow) -> RecordedStep:
         """Return a recorded run that led to the one that is `saved`, or that one."""
@@ -464,6 +466,18 @@ class SkillSaver:
         digests = {tool: self.library.get_tool_digest(tool) for tool in skill.used_tools}
         saved = replace(skill, saved_at=time.time(), tool_digests=digests)
         return await anyio.to_thread.run_sync(self.library.store.add_version, saved)
+
+
+def select_last_steps(steps: Sequence[RecordedStep]) -> list[RecordedStep]:
+    """Return the last step, and as many before it as have `MAX_STEPS_WORDS` together."""
+    words_left = MAX_STEPS_WORDS
+    selected = [steps[-1]]
+    for step in reversed(steps[:-1]):
+        words_left -= count_words(step.code, MAX_STEPS_WORDS + 1)
+        if words_left < 0:
+            break
+        selected.append(step)
+    return selected[::-1]
 
 
 def check_succeeded(run: RunRow) -> None:

@@ -70,7 +70,7 @@ def parse_source(source: str) -> ast.Module:
             f"The code has {len(source):,} characters.",
             remedy=f"A skill may have {MAX_SOURCE_CHARS:,}.",
         )
-    if has_more_words(source, MAX_SOURCE_WORDS):
+    if count_words(source, MAX_SOURCE_WORDS + 1) > MAX_SOURCE_WORDS:
         raise SkillRefused(
             f"The code has more than {MAX_SOURCE_WORDS:,} words and signs.",
             remedy="Keep data in files, and make skills of the parts.",
@@ -334,11 +334,9 @@ def parameter_descriptions(entry: FunctionNode) -> dict[str, str]:
     return found
 
 
-def has_more_words(source: str, max_count: int) -> bool:
-    """Return whether source has more words and signs, those in texts and comments included."""
-    if len(source) <= max_count:
-        return False
-    return next(islice(WORD_OR_SIGN.finditer(source), max_count, None), None) is not None
+def count_words(source: str, max_count: int) -> int:
+    """Return how many words and signs source has, up to a limit; those in texts count, too."""
+    return sum(1 for _ in islice(WORD_OR_SIGN.finditer(source), max_count))
 
 
 @lru_cache(maxsize=2000)  # each save compares with every source in the store
