@@ -15,6 +15,11 @@ from tests.upstreams import own_server_entry
 
 from .conftest import RunCommand, lively_entry, parse_json
 
+COMPARISON_AND_QUESTIONS = [
+    "mcpruntime_server.runtime.pending_questions",
+    "mcpruntime_server.runtime.run_diff",
+]
+
 
 def test_without_a_command_the_help_is_printed() -> None:
     done = run_command()
@@ -34,11 +39,22 @@ def test_the_shell_completes_commands() -> None:
     assert done.stdout.split() == ["plain,rerun", "plain,rewind"]
 
 
-def test_reading_the_journal_imports_nothing_slow(used: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "slow"),
+    [
+        (["--version"], ["anyio", "asyncio", "rich", "sqlite3", "mcpruntime_server.config"]),
+        (["sessions"], ["mcp", "pydantic", *COMPARISON_AND_QUESTIONS]),
+        (["runs", "report"], ["mcp", "pydantic", *COMPARISON_AND_QUESTIONS]),
+        (["replay", "show", "report:2"], ["mcp", "pydantic", *COMPARISON_AND_QUESTIONS]),
+    ],
+)
+def test_a_command_imports_nothing_slow_that_it_does_not_need(
+    used: Path, words: list[str], slow: list[str]
+) -> None:
     code = (
         "import sys\nfrom mcpruntime_server.cli import main\n"
-        f"main(['--config', {str(used)!r}, 'sessions'])\n"
-        "print({'mcp', 'docker', 'jinja2', 'cryptography', 'httpx', 'aiohttp'} & set(sys.modules))"
+        f"main(['--config', {str(used)!r}, *{words}])\n"
+        f"print(sys.modules.keys() & {set(slow)})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("set()\n")

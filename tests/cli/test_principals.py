@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpruntime_server.journal.rows import LOCAL_PRINCIPAL
+from mcpruntime_server.journal.principals import LOCAL_PRINCIPAL
 
 from ..helpers.commands import run_command
 from ..helpers.http_service import HttpService, open_http_service

@@ -50,7 +50,6 @@ from mcpruntime_server.config.web_rules import parse_rule
 from mcpruntime_server.errors import CallFailed, Conflict, InvalidRequest, SkillRefused
 from mcpruntime_server.exports.csv_table import FORMULA_STARTS, write_csv
 from mcpruntime_server.exports.frame_table import NUMBER, copy_guarded
-from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.journal.encoded_text import (
     iter_text_pieces,
@@ -64,6 +63,7 @@ from mcpruntime_server.journal.events import (
     decode_json,
     encode_json,
 )
+from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.protocol import wire
 from mcpruntime_server.protocol.json_limits import ValueCounter
 from mcpruntime_server.runtime.call_ledger import LedgerEntry

@@ -17,7 +17,6 @@ import anyio
 from anyio import to_thread
 
 from mcpruntime_server.errors import JournalFailed, NotFound
-from mcpruntime_server.journal import Durability, Journal, open_journal
 from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.journal.events import (
     CallFinished,
@@ -31,6 +30,7 @@ from mcpruntime_server.journal.events import (
     TipMoved,
 )
 from mcpruntime_server.journal.retention import collect_garbage
+from mcpruntime_server.journal.store import Durability, Journal, open_journal
 
 LARGE = "large" * 10_000
 

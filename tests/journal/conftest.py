@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpruntime_server.journal import Journal, open_journal
+from mcpruntime_server.journal.store import Journal, open_journal
 
 
 @pytest.fixture

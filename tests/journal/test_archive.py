@@ -15,7 +15,6 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
-from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.archive import export_session, import_session
 from mcpruntime_server.journal.archive_file import write_archive
 from mcpruntime_server.journal.events import (
@@ -35,6 +34,7 @@ from mcpruntime_server.journal.events import (
     TipMoved,
     UnknownEvent,
 )
+from mcpruntime_server.journal.store import Journal, open_journal
 
 LONG = "long ä\ud800 " * 5000
 

@@ -18,8 +18,9 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from mcpruntime_server.errors import JournalFailed, McpRuntimeError
-from mcpruntime_server.journal import Durability, Journal, blob_store, disk_sync, open_journal
+from mcpruntime_server.journal import blob_store, disk_sync
 from mcpruntime_server.journal.events import OutputWritten, RunFinished, RunStarted
+from mcpruntime_server.journal.store import Durability, Journal, open_journal
 from tests.helpers.child_processes import start_process
 from tests.helpers.failing_disks import LossyDisk, open_lossy_disk, open_thin_disk
 from tests.helpers.sizes import choose_size

@@ -17,9 +17,10 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, NotFound
-from mcpruntime_server.journal import Journal, archive_events, archive_file
+from mcpruntime_server.journal import archive_events, archive_file
 from mcpruntime_server.journal.archive import import_session
 from mcpruntime_server.journal.events import QuestionAnswered, RunStarted
+from mcpruntime_server.journal.store import Journal
 
 Members = dict[str, bytes]
 

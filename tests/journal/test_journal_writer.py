@@ -11,8 +11,9 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import JournalFailed
-from mcpruntime_server.journal import Journal, log_checkpoints, open_journal
+from mcpruntime_server.journal import log_checkpoints
 from mcpruntime_server.journal.events import OutputWritten
+from mcpruntime_server.journal.store import Journal, open_journal
 
 
 def count_events(folder: Path) -> int:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpruntime_server.errors import JournalFailed, NotFound
-from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.events import (
     FileEntry,
     FilesChanged,
@@ -22,6 +21,7 @@ from mcpruntime_server.journal.events import (
     RunStarted,
     TipMoved,
 )
+from mcpruntime_server.journal.store import Journal, open_journal
 
 
 def started(

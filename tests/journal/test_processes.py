@@ -16,7 +16,6 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from mcpruntime_server.errors import Unavailable
-from mcpruntime_server.journal import open_journal
 from mcpruntime_server.journal.archive import export_session
 from mcpruntime_server.journal.events import (
     FileEntry,
@@ -27,6 +26,7 @@ from mcpruntime_server.journal.events import (
     TipMoved,
 )
 from mcpruntime_server.journal.retention import collect_garbage
+from mcpruntime_server.journal.store import open_journal
 from tests.helpers.child_processes import start_process
 
 CHILD = Path(__file__).with_name("child.py")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mcpruntime_server.errors import JournalLimitReached
-from mcpruntime_server.journal import open_journal
 from mcpruntime_server.journal.events import CallFinished, OutputWritten, RunFinished, RunStarted
 from mcpruntime_server.journal.quotas import MB, JournalLimits
+from mcpruntime_server.journal.store import open_journal
 
 LIMITS = JournalLimits(run_bytes=MB, session_bytes=3 * MB, download_bytes=2 * MB)
 HALF = OutputWritten("stdout", "x" * (MB * 6 // 10))

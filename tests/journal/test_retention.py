@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.errors import JournalFailed, NotFound, Unavailable
-from mcpruntime_server.journal import Journal, mutations, open_journal, retention
+from mcpruntime_server.journal import mutations, retention
 from mcpruntime_server.journal.events import (
     CallFinished,
     FileEntry,
@@ -27,6 +27,7 @@ from mcpruntime_server.journal.retention import (
     collect_garbage,
     plan_collection,
 )
+from mcpruntime_server.journal.store import Journal, open_journal
 
 DAY = 24 * 3600.0
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mcpruntime_server.errors import JournalFailed
-from mcpruntime_server.journal import open_journal, schema
+from mcpruntime_server.journal import schema
+from mcpruntime_server.journal.store import open_journal
 
 
 @pytest.mark.parametrize(

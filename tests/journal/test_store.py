@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from mcpruntime_server.errors import InvalidRequest, JournalFailed, NotFound
-from mcpruntime_server.journal import Journal, open_journal, schema, store
+from mcpruntime_server.journal import schema, store
 from mcpruntime_server.journal.events import (
     CallFinished,
     EncodedJson,
@@ -24,6 +24,7 @@ from mcpruntime_server.journal.events import (
     encode_json,
     event_to_json,
 )
+from mcpruntime_server.journal.store import Journal, open_journal
 
 
 def started(

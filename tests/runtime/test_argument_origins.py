@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpruntime_server.journal import Journal, open_journal
 from mcpruntime_server.journal.events import CallFinished, CallStarted, OutputWritten, RunStarted
+from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.runtime import argument_origins as hints_of
 from mcpruntime_server.runtime.argument_origins import (
     MAX_ARGUMENT_CHARS,

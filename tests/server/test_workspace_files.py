@@ -12,7 +12,7 @@ from mcp import MCPError
 from mcp.types import BlobResourceContents, ElicitResult, ResourceLink, TextResourceContents
 
 from mcpruntime_server.capabilities.file_exports import DRAFT_PREFIX
-from mcpruntime_server.journal import open_journal
+from mcpruntime_server.journal.store import open_journal
 
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 from ..helpers.server_killing import start_ready_server

@@ -21,7 +21,7 @@ from ..config import Config
 from ..config.telemetry import sends_traces
 from ..errors import ConfigError
 from ..journal.call_scope import act_for
-from ..journal.rows import LOCAL_PRINCIPAL
+from ..journal.principals import LOCAL_PRINCIPAL
 from ..runtime.inspector import Inspector
 from ..runtime.observer import RuntimeObserver
 from ..runtime.run import Run

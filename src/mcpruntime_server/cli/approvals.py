@@ -27,12 +27,11 @@ from ..runtime.pending_questions import (
 from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import PendingQuestionView
 from .console import ConsoleWriter, format_duration
-from .journal_access import has_living_server, read_journal
+from .journal_access import ANSWERED_BY, has_living_server, read_journal
 from .options import json_option, pass_config, principal_option
 from .terminal_text import print_json, print_text
 
 ALL_APPROVALS = "all"
-ANSWERED_BY = "a person, on the command line"
 QUESTION_TEXTS = {
     APPROVAL_KIND: "May this be called?",
     IN_DOUBT_KIND: "The server died during this call. Call it again?",

@@ -11,8 +11,7 @@ import click
 from ..config import Config
 from ..journal.rows import RunRow
 from ..journal.store import Journal
-from .approvals import ANSWERED_BY
-from .journal_access import has_living_server, read_journal, resolve_run
+from .journal_access import ANSWERED_BY, has_living_server, read_journal, resolve_run
 from .options import pass_config, principal_option
 from .terminal_text import print_text
 

@@ -1,7 +1,8 @@
 """The command line: its commands, and how their errors become messages and exit codes.
 
 Rule: the module of a command is imported when the command is used, and imports whatever is slow
-to load only where it is needed, so that `sessions` does not wait for the MCP SDK.
+to load only where it is needed, so that `sessions` does not wait for the MCP SDK, nor `--version`
+for the settings.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import click
 from click.shell_completion import shell_complete
 
 from .. import APP_NAME, __version__
-from ..config.file_modes import create_private_files
 from ..errors import McpRuntimeError
 from .completion import COMPLETION_VARIABLE
+from .imports import import_without_collection
 from .options import ConfigSource
 from .terminal_text import print_text, print_traceback
 
@@ -68,7 +69,8 @@ class LazyGroup(click.Group):
         """Return a command, its module imported; None if there is no such command."""
         if cmd_name not in COMMAND_MODULES:
             return None
-        module = import_module(COMMAND_MODULES[cmd_name], __package__)
+        with import_without_collection():
+            module = import_module(COMMAND_MODULES[cmd_name], __package__)
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
@@ -111,6 +113,8 @@ def command_line(
     backend: str | None,
 ) -> int:
     """Run Python in a sandbox, as an MCP server."""
+    from ..config.file_modes import create_private_files
+
     context.obj = ConfigSource(file, data_dir, backend)
     if context.invoked_subcommand not in SERVER_STARTERS:
         context.with_resource(create_private_files())

@@ -13,7 +13,7 @@ from ..config.placeholders import (
 )
 from ..config.web_rules import CREDENTIAL_SCHEME, credential_user
 from ..errors import InvalidRequest
-from ..journal.rows import LOCAL_PRINCIPAL
+from ..journal.principals import LOCAL_PRINCIPAL
 from .console import ConsoleWriter, format_time
 from .options import json_option, pass_config
 from .terminal_text import print_json, print_text

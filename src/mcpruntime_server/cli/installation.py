@@ -130,7 +130,7 @@ async def load_tool_listing(config: Config) -> ToolListing:
     """Start all upstreams and return their tools, as the local user has them."""
     from ..app.composition import open_tools
     from ..journal.call_scope import act_for
-    from ..journal.rows import LOCAL_PRINCIPAL
+    from ..journal.principals import LOCAL_PRINCIPAL
 
     act_for(LOCAL_PRINCIPAL)
     async with open_tools(config) as catalog:
@@ -141,7 +141,7 @@ async def load_shim_source(config: Config, package: str) -> str:
     """Return the source of one upstream's generated module, as the local user has it."""
     from ..app.composition import open_tools
     from ..journal.call_scope import act_for
-    from ..journal.rows import LOCAL_PRINCIPAL
+    from ..journal.principals import LOCAL_PRINCIPAL
 
     act_for(LOCAL_PRINCIPAL)
     async with open_tools(config) as catalog:

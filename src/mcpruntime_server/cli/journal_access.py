@@ -16,6 +16,7 @@ from ..runtime.run_history import find_any_session, find_own_run, find_run
 
 T = TypeVar("T")
 
+ANSWERED_BY = "a person, on the command line"  # who answers a question, or cancels a run
 RUNS_REMEDY = "`mcpruntime-server replay list SESSION` shows the runs of a session."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import logging.handlers
 import socket
@@ -17,6 +16,7 @@ from ..config import Config, HttpSettings
 from ..config.shell_commands import format_command
 from ..errors import ConfigError, InvalidRequest
 from .console import ConsoleWriter
+from .imports import import_without_collection
 from .options import pass_config
 from .signals import serve_until_signal
 from .terminal_text import EscapingFormatter
@@ -32,12 +32,8 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def run_stdio_server(config: Config) -> int:
     """Serve MCP on stdin and stdout until the client closes stdin or a signal comes; return 0."""
-    # The imported objects stay alive. Examining them again and again takes a tenth of the start.
-    gc.disable()
-    from ..app.serving import serve_stdio
-
-    gc.freeze()
-    gc.enable()
+    with import_without_collection():
+        from ..app.serving import serve_stdio
     configure_logging(config)
     serve_until_signal(serve_stdio, config)
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from ..config import Config
-from ..journal.rows import LOCAL_PRINCIPAL
+from ..journal.principals import LOCAL_PRINCIPAL
 from .console import ConsoleWriter
 from .options import pass_config
 from .serve import bind_listener, configure_logging

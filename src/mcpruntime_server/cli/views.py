@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -13,14 +13,6 @@ from ..journal.events import CallError, FileEntry, RunError, RunValue
 from ..journal.recording import RecordedCall
 from ..journal.rows import AGENT_PURPOSE, UNDONE_FLAG, RunRow, SessionRow
 from ..protocol import presentation
-from ..runtime.run_diff import (
-    CallChange,
-    DiffOutcome,
-    FileChange,
-    LineageDiff,
-    RunDiff,
-    ValueChange,
-)
 from ..runtime.run_history import AgentTree, ListedRun, RecordedRun, SessionTree
 from .console import (
     ConsoleWriter,
@@ -35,6 +27,16 @@ from .console import (
     format_time,
     pad_text,
 )
+
+if TYPE_CHECKING:
+    from ..runtime.run_diff import (
+        CallChange,
+        DiffOutcome,
+        FileChange,
+        LineageDiff,
+        RunDiff,
+        ValueChange,
+    )
 
 STATUS_STYLES = {
     "ok": "green",

@@ -20,7 +20,7 @@ from ..app.composition import open_app
 from ..config import Config, load_config
 from ..errors import Unavailable
 from ..journal.call_scope import act_for
-from ..journal.rows import LOCAL_PRINCIPAL
+from ..journal.principals import LOCAL_PRINCIPAL
 from ..server.delivery import DeliveryCursor
 from .runtime_client import RuntimeClient
 

@@ -16,8 +16,8 @@ import re
 from urllib.parse import quote
 
 from ..errors import InvalidRequest
-from .rows import LOCAL_PRINCIPAL
 
+LOCAL_PRINCIPAL = "local"  # the user who runs the server over stdio, and the command line
 # "gate" owned the sessions in which skills were tested, which journals may still have.
 RESERVED_NAMES = frozenset({LOCAL_PRINCIPAL, "gate"})  # compared without case
 TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", re.ASCII)

@@ -28,7 +28,7 @@ from .events import (
     QuestionAsked,
     RunFinished,
 )
-from .rows import LOCAL_PRINCIPAL
+from .principals import LOCAL_PRINCIPAL
 
 MB = 1024 * 1024
 MEASURE_INTERVAL_S = 60.0  # between two measurements of what a principal has recorded

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from .events import Event
 
-LOCAL_PRINCIPAL = "local"  # the user who runs the server over stdio, and the command line
 CANCEL_REQUEST = "cancel"  # in the place of a question's id: the run is to be cancelled
 AGENT_PURPOSE = "agent"  # of sessions in which the agent of a run works
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import ceil
 
 from ..errors import RateLimited
-from ..journal.rows import LOCAL_PRINCIPAL
+from ..journal.principals import LOCAL_PRINCIPAL
 
 MAX_COUNTS = 100_000
 ALGORITHM = "gcra"

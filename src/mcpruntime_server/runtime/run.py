@@ -23,8 +23,9 @@ import anyio
 
 from ..errors import JournalFailed, McpRuntimeError
 from ..journal.events import RunFinished
+from ..journal.principals import LOCAL_PRINCIPAL
 from ..journal.recording import Recording
-from ..journal.rows import LOCAL_PRINCIPAL, UNDONE_FLAG
+from ..journal.rows import UNDONE_FLAG
 from ..journal.store import Journal
 from ..sandbox.link import SandboxLink
 from .call_journal import CallJournal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.scopes import SCOPES, Scope
-from ..journal.rows import LOCAL_PRINCIPAL
+from ..journal.principals import LOCAL_PRINCIPAL
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mcpruntime_server.capabilities.inputs.patterns import match_paths
 from mcpruntime_server.capabilities.inputs.sources import resolve_context
 from mcpruntime_server.capabilities.inputs.store import InputStore
 from mcpruntime_server.errors import InvalidRequest
-from mcpruntime_server.journal import Journal
+from mcpruntime_server.journal.store import Journal
 
 PATHS = ["a.csv", "b/a.csv", "b/c/a.csv", ".h/a.csv", "b/x.json"]
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from ...errors import NotFound
 from ...journal.events import RunValue
+from ...journal.principals import LOCAL_PRINCIPAL
 from ...journal.recording import RecordedCall
-from ...journal.rows import LOCAL_PRINCIPAL
 from ...protocol.payloads import SkillDescription
 from ...protocol.suggestions import did_you_mean
 from .skill_names import parse_version

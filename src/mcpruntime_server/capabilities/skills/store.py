@@ -36,8 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import InvalidRequest, McpRuntimeError, NotFound, SkillRefused, Unavailable
-from ...journal.principals import principal_file_name
-from ...journal.rows import LOCAL_PRINCIPAL
+from ...journal.principals import LOCAL_PRINCIPAL, principal_file_name
 from ..atomic_files import write_atomically
 from .model import TRANSITIONS, Skill, SkillEvent
 from .signing import find_replaced_versions, succession_problem
