@@ -16,7 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpruntime_server.capabilities.skills.extraction import extract_skill, read_written_skill
+from mcpruntime_server.capabilities.skills.extraction import (
+    extract_skill,
+    find_left_out,
+    read_written_skill,
+)
 from mcpruntime_server.capabilities.skills.lint import check_source
 from mcpruntime_server.capabilities.skills.model import RecordedCase, RecordedStep, Skill
 from mcpruntime_server.capabilities.skills.source import annotation_of, source_shape
@@ -507,6 +511,23 @@ def test_a_skill_is_named_after_its_result_and_not_its_parameters(
     host: Recorder, code: str, name: str
 ) -> None:
     assert extract_skill(record(host, f"from tools.git import log\n{code}")).name == name
+
+
+def test_names_of_an_import_that_the_result_does_not_need_are_left_out(host: Recorder) -> None:
+    steps = record(
+        host,
+        "import json, math\nfrom tools.git import log, mark as label, put",
+        "from tools.git import log, put as store\nstore(key='seen', value=[1])\nlen(log(repo_path='r'))",
+    )
+    extracted = extract_skill(steps)
+    assert "\nfrom tools.git import log, put as store\n" in extracted.source
+    assert extracted.used_tools == ["git.log", "git.put"]
+    assert "math" not in extracted.source
+    assert find_left_out(steps) == [
+        (0, 1, "import json"),
+        (0, 1, "import math"),
+        (0, 2, "from tools.git import log, mark as label, put"),
+    ]
 
 
 def test_functions_that_assign_to_globals_are_refused(host: Recorder) -> None:

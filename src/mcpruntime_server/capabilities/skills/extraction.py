@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from ...errors import SkillRefused
@@ -49,6 +50,7 @@ from .source import (
     entry_of,
     find_imports,
     is_literal,
+    join_imports,
     literal_value,
     parse_source,
     render_module,
@@ -148,10 +150,11 @@ def find_left_out(steps: Sequence[RecordedStep]) -> list[tuple[int, int, str]]:
     """
     statements = read_statements(steps)
     kept = {id(each.node) for each in select_statements(statements, steps)}
+    left_out = [each for each in statements if id(each.node) not in kept]
     return [
-        (each.step, each.lines[0], ast.unparse(each.node))
-        for each in statements
-        if id(each.node) not in kept
+        (step, line, ast.unparse(node))
+        for (step, line), found in groupby(left_out, lambda each: (each.step, each.lines[0]))
+        for node in join_imports(each.node for each in found)
     ]
 
 
@@ -484,7 +487,9 @@ def split_statements(
     return (
         [
             *import_predefined(free_names),
-            *(node for node in distinct.values() if getattr(node, "module", "") != "__future__"),
+            *join_imports(
+                node for node in distinct.values() if getattr(node, "module", "") != "__future__"
+            ),
             *(each.node for each in candidates),
         ],
         [each.node for each in kept if id(each.node) not in beside],

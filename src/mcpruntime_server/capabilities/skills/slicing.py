@@ -33,6 +33,7 @@ from .source import (
     find_imports,
     is_literal,
     parse_source,
+    split_import,
 )
 
 # sandboxed code has them without an import
@@ -130,16 +131,18 @@ def parse_executed_code(step: RecordedStep) -> ast.Module:
 
 
 def normalise_statements(body: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """Return statements in which constants are always assigned as `name = value`.
+    """Return statements that can be selected one by one: each constant and each import its own.
 
-    `a, b = 1, 2` and `a: int = 1` are rewritten, and the body of `if __name__ == "__main__"`
-    replaces that statement.
+    `a, b = 1, 2`, `a: int = 1` and `import a, b` are rewritten, and the body of
+    `if __name__ == "__main__"` replaces that statement.
     """
     found: list[ast.stmt] = []
     for node in body:
         match node:
             case ast.If(test=test) if ast.unparse(test) == "__name__ == '__main__'":
                 found += normalise_statements(node.body)
+            case ast.Import() | ast.ImportFrom():
+                found += split_import(node)
             case ast.AnnAssign(ast.Name(), value=ast.expr() as value) if is_literal(value):
                 found.append(ast.copy_location(ast.Assign([node.target], value), node))
             case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)) if _are_constants(

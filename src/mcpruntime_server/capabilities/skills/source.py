@@ -193,6 +193,30 @@ def find_imports(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
                 yield alias.asname or alias.name, package + alias.name, node.lineno
 
 
+def split_import(node: ImportNode) -> list[ast.stmt]:
+    """Return an import as one statement for each name."""
+    if isinstance(node, ast.Import):
+        parts: list[ast.stmt] = [ast.Import([alias]) for alias in node.names]
+    else:
+        parts = [ast.ImportFrom(node.module, [alias], node.level) for alias in node.names]
+    return [ast.copy_location(each, node) for each in parts]
+
+
+def join_imports(nodes: Iterable[ast.stmt]) -> list[ast.stmt]:
+    """Return statements in which all names from a module are imported where the first one was."""
+    joined: list[ast.stmt] = []
+    known: dict[tuple[str | None, int], ast.ImportFrom] = {}  # by module and level
+    for node in nodes:
+        if not isinstance(node, ast.ImportFrom):
+            joined.append(node)
+        elif (origin := (node.module, node.level)) in known:
+            known[origin].names += node.names
+        else:
+            known[origin] = ast.ImportFrom(node.module, list(node.names), node.level)
+            joined.append(known[origin])
+    return joined
+
+
 def find_references(
     tree: ast.AST, packages: Iterable[str] = PROVIDED_PACKAGES
 ) -> Iterator[tuple[str, int]]:
