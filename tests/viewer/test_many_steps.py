@@ -6,8 +6,9 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, Route, async_playwright, expect
 
 from mcpruntime_server.journal import overviews, queries
 from mcpruntime_server.journal.events import (
@@ -85,6 +86,30 @@ async def test_a_jump_shows_the_step_and_its_neighbours_are_there_at_once(page: 
     await expect(page.locator(".panel h2")).to_have_text("Step 32")
     await expect(page.locator(".rail-row[aria-current]")).to_contain_text("total_32 =")
     await expect(page).to_have_url(re.compile(r"/r_00000032$"))
+
+
+async def test_keys_count_before_the_steps_are_there(page: Page) -> None:
+    may_answer = anyio.Event()
+
+    async def hold(route: Route) -> None:
+        await may_answer.wait()
+        await route.continue_()
+
+    await page.route("**/steps?run=*", hold)
+    async with page.expect_request("**/steps?run=*"):
+        await page.goto("/s/s_scale/r_00000100")
+    for key in ("ArrowRight", "j", "k", "ArrowRight"):
+        await page.keyboard.press(key)
+    may_answer.set()
+    await expect(page.locator(".panel h2")).to_have_text("Step 102")
+    await expect(page.locator(".rail-row[aria-current]")).to_contain_text("total_102 =")
+    await page.unroute_all(behavior="wait")
+    async with page.expect_request("**/steps?run=*"):
+        await page.reload()
+    await page.focus("[data-scrub]")
+    await page.keyboard.press("Home")
+    await page.keyboard.press("j")
+    await expect(page.locator(".panel h2")).to_have_text("Step 2")
 
 
 async def test_a_long_output_is_counted_and_any_line_can_be_reached(page: Page) -> None:

@@ -30,7 +30,7 @@ WINDOW_LINES = 400
 FIRST_LINES = 150  # that a page has when it is loaded: more than it shows without scrolling
 MAX_INDEXES = 32
 MAX_KEPT_LINE_CHARS = MAX_LINE_CHARS * 4  # escape sequences included
-MAX_INDEX_PAGE_EVENTS = 64  # that one read of the journal adds to an index; up to 4 MB
+MAX_INDEX_PAGE_EVENTS = 16  # that one read of the journal adds to an index: up to 1 MB, a few ms
 
 
 class OutputStart(NamedTuple):

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, request_response
 
 from ..capabilities.skills.saving import SkillSaver
 from ..config.scopes import Scope
-from ..service.api import bind_api_handlers
+from ..service.api import bind_api_handlers, end_with_client
 from ..service.api_services import ApiServices
 from ..service.authentication import Authentication
 from ..service.method_routes import join_methods
@@ -47,7 +47,8 @@ RUN: tuple[Scope, ...] = ("run",)
 class PageRoute:
     """An address of the viewer: `handler` is a method of its `owner`.
 
-    `is_page` says that people see it, errors included.
+    `is_page` says that people see it, errors included; `ends_with_client`, that work which may take
+    long is not done for a browser that has left.
     """
 
     path: str
@@ -57,6 +58,7 @@ class PageRoute:
     method: str = "GET"
     is_page: bool = True
     is_compressed: bool = False
+    ends_with_client: bool = False
 
 
 PAGE_ROUTES = (
@@ -80,8 +82,20 @@ PAGE_ROUTES = (
     PageRoute(f"{SESSION_PATH}/changes", StepPages, StepPages.follow_session, is_page=False),
     PageRoute(STEP_PATH, StepPages, StepPages.show_step),
     PageRoute(f"{STEP_PATH}/panel", StepPages, StepPages.show_panel, is_compressed=True),
-    PageRoute(f"{STEP_PATH}/output", StepPages, StepPages.show_output, is_compressed=True),
-    PageRoute(f"{STEP_PATH}/output/size", StepPages, StepPages.measure_output, is_page=False),
+    PageRoute(
+        f"{STEP_PATH}/output",
+        StepPages,
+        StepPages.show_output,
+        is_compressed=True,
+        ends_with_client=True,
+    ),
+    PageRoute(
+        f"{STEP_PATH}/output/size",
+        StepPages,
+        StepPages.measure_output,
+        is_page=False,
+        ends_with_client=True,
+    ),
     PageRoute(f"{STEP_PATH}/media/{{number:int}}", StepPages, StepPages.send_media),
     PageRoute(f"{STEP_PATH}/file", FilePages, FilePages.download_file),
     PageRoute(f"{STEP_PATH}/diff", FilePages, FilePages.show_diff, is_compressed=True),
@@ -112,7 +126,9 @@ def bind_page_handlers(services: ViewerServices) -> list[tuple[PageRoute, PageHa
     owners = {owner: owner(services) for owner in {each.owner for each in PAGE_ROUTES}}
     bound = []
     for each in PAGE_ROUTES:
-        handler = partial(each.handler, owners[each.owner])
+        handler: PageHandler = partial(each.handler, owners[each.owner])
+        if each.ends_with_client:
+            handler = end_with_client(handler)
         bound.append((each, compress(handler) if each.is_compressed else handler))
     return bound
 

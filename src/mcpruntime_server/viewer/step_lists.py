@@ -48,6 +48,7 @@ class StepLists:
     async def list_steps(self, request: Request) -> Response:
         """Return the figures of all steps, and the rows around the run in the query."""
         session = await self._services.find_session(request)
+        sequence = await self._journal.load_last_sequence(session.id)  # later ones are changes
         figures = await self._load_figures(session)
         wanted = request.query_params.get("run", "") or session.tip
         place = len(figures.run_ids) - 1
@@ -56,7 +57,8 @@ class StepLists:
         rows = await self._load_window(figures.run_ids, place - WINDOW_ROWS // 2)
 
         def build() -> Response:
-            document = {**build_columns(figures, session.tip), "window": rows}
+            columns = build_columns(figures, session.tip)
+            document = {**columns, "sequence": sequence, "window": rows}
             return JSONResponse(document, headers=PAGE_SECURITY_HEADERS)
 
         return await to_thread.run_sync(build, limiter=self._services.renderer.turn)

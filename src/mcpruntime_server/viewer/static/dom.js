@@ -34,6 +34,11 @@ export function announce(text, kind = "") {
   setTimeout(() => message.remove(), kind === "error" ? 10_000 : 4_000);
 }
 
+/** Wait until the browser has painted what the page has; while nobody sees the page, until somebody does. */
+export function waitForPaint() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}
+
 /** Say whether the keyboard is used for writing, so that single keys are no commands. */
 export function isWriting(event) {
   const target = event.target;

@@ -7,7 +7,7 @@ const RETRY_MS = 3_000;
 const MAX_SHARE = 4; // of the time that loading takes, the pause after it
 const MAX_PAUSE_MS = 2_000;
 
-/** Call `onChange` for the current state of something and after every change of it.
+/** Call `onChange` with the current state of something and after every change of it.
  *
  * A page that nobody sees holds no connection: browsers have few for one server.
  */
@@ -77,19 +77,20 @@ export function showConnection(isOpen) {
   }, PATIENCE_MS);
 }
 
-/** Return a function that runs `work` once at a time, and once more if it was called meanwhile. */
+/** Return a handler of events that runs `work` once at a time, then with the newest of those meanwhile. */
 function onlyOnce(work, maxPauseMs) {
   let isRunning = false;
-  let isWanted = false;
-  return async function run() {
-    isWanted = true;
+  let newest = null;
+  return async function run(event) {
+    newest = event;
     if (isRunning) return;
     isRunning = true;
-    while (isWanted) {
-      isWanted = false;
+    while (newest) {
+      const state = JSON.parse(newest.data);
+      newest = null;
       const start = performance.now();
       try {
-        await work();
+        await work(state);
       } catch (error) {
         console.error(error);
       }

@@ -1,6 +1,6 @@
 // The output of a step: more lines are loaded where the reader gets to.
 
-import { find, findAll } from "./dom.js";
+import { find, findAll, waitForPaint } from "./dom.js";
 import { loadDocument, loadJson } from "./http.js";
 
 const MAX_LINES = 2_000; // that are kept in the page
@@ -33,6 +33,8 @@ export class OutputView {
 
   /** Say how many lines there are, which the server did not know yet. */
   async #measure() {
+    await waitForPaint(); // counting keeps the server busy
+    if (!this.#element.isConnected) return;
     const size = await loadJson(`${this.#element.dataset.output}/size`).catch(() => null);
     if (!size || !this.#element.isConnected) return;
     delete this.#element.dataset.isUnmeasured;

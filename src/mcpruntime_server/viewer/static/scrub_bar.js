@@ -35,18 +35,6 @@ export class ScrubBar {
     });
     canvas.addEventListener("pointerup", () => { isDragging = false; });
     canvas.addEventListener("pointerleave", () => { this.hint.hidden = true; });
-    canvas.addEventListener("keydown", (event) => {
-      const last = this.#steps.length - 1;
-      const page = Math.max(Math.round(last / 10), 1);
-      const targets = {
-        Home: 0, End: last,
-        PageUp: Math.max(this.#selected - page, 0), PageDown: Math.min(this.#selected + page, last),
-      };
-      if (event.key in targets && last >= 0) {
-        event.preventDefault();
-        onSelect(targets[event.key]);
-      }
-    });
     new ResizeObserver(() => this.#drawBars()).observe(canvas);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#drawBars());
   }

@@ -2,7 +2,7 @@
 
 import { startChanges } from "./changes.js";
 import { startDeletion } from "./deletion.js";
-import { announce, find, findAll, isWriting, make } from "./dom.js";
+import { announce, find, findAll, isWriting, make, waitForPaint } from "./dom.js";
 import { formatDuration, formatMoney } from "./formats.js";
 import { loadDocument, loadJson, sendJson } from "./http.js";
 import { followChanges } from "./live.js";
@@ -18,11 +18,20 @@ import { showTimes } from "./viewer.js";
 
 const SETTLE_MS = 45; // before the panel of a step is loaded while somebody scrubs
 const MAX_KEPT_PANELS = 80;
+// where keys lead to from a place; the latter ones while the bar has the focus
+const MOVES = { ArrowLeft: (at) => at - 1, k: (at) => at - 1, ArrowRight: (at) => at + 1, j: (at) => at + 1 };
+const JUMPS = {
+  Home: () => 0,
+  End: (at, last) => last,
+  PageUp: (at, last) => Math.max(at - tenthOf(last), 0),
+  PageDown: (at, last) => Math.min(at + tenthOf(last), last),
+};
 
 const page = find("[data-session]");
 const session = page.dataset.session;
 const frame = find("[data-panel]");
 const addressOf = (run) => `/s/${session}/${run}`;
+const firstPaint = waitForPaint();
 
 let list = new StepList([]);
 let selected = -1;
@@ -31,6 +40,8 @@ let loading = null;
 let settling = 0;
 let direction = 1; // in which somebody goes through the steps
 let isFollowing = false; // the newest step is selected, and the next one will be
+let waiting = []; // what people have asked for before the steps were there
+let shownSequence = -1; // of the last change of the session that the list has
 const panels = new Map(); // of finished steps, by run
 const rows = new StepRows(`/s/${session}/steps/rows`);
 
@@ -39,6 +50,12 @@ const rail = new Rail(find("[data-rail]"), rows, addressOf, select);
 const scrub = new ScrubBar(find("[data-scrub]"), find("[data-scrub-hint]"), rows, select);
 
 // selecting a step ------------------------------------------------------------------------------
+
+/** Do something with the steps, once they are there. */
+function withSteps(action) {
+  if (list.length) action();
+  else waiting.push(action);
+}
 
 function selectStep(place, { isSettled = false } = {}) {
   if (place < 0 || place >= list.length || place === selected) return;
@@ -151,6 +168,8 @@ function markButtons() {
 async function loadSteps() {
   const run = page.dataset.run || rows.get(selected)?.run || "";
   const columns = await loadJson(`/s/${session}/steps?run=${run}`);
+  await firstPaint; // of the step; drawing thousands of others would delay it
+  shownSequence = columns.sequence;
   const isNew = columns.steps.length > list.length && list.length > 0;
   const steps = readSteps(columns);
   list = new StepList(steps);
@@ -167,6 +186,9 @@ async function loadSteps() {
     scrub.select(selected);
   }
   markButtons();
+  const asked = waiting;
+  waiting = [];
+  for (const action of asked) action();
   showTotals(steps);
   find("[data-live]").hidden = !steps.some(isLive);
 }
@@ -192,14 +214,17 @@ function goToFailure() {
   if (places.length) selectStep(places.find((place) => place > selected) ?? places[0], { isSettled: true });
 }
 
-/** Load what the page shows again, because the session has changed. */
-async function catchUp() {
-  await loadSteps();
+/** Load again what has changed in the session. */
+async function catchUp({ sequence }) {
+  await firstSteps;
+  if (sequence > shownSequence) await loadSteps();
   const panel = find(".panel", frame);
   const { run } = page.dataset;
   const isStale = panel?.dataset.run === run && (panel.dataset.isLive || panel.dataset.status === "waiting");
   if (run && (isStale || !panel)) await loadPanel(run);
 }
+
+const tenthOf = (last) => Math.max(Math.round(last / 10), 1);
 
 // what people do ------------------------------------------------------------------------------------
 
@@ -207,19 +232,19 @@ document.addEventListener("keydown", (event) => {
   if (isWriting(event)) return;
   const isScrolling = event.target.closest("[role=region]") && event.key.startsWith("Arrow");
   if (isScrolling) return;
-  const moves = { ArrowLeft: -1, k: -1, ArrowRight: 1, j: 1 };
-  if (event.key in moves) {
+  const move = MOVES[event.key] ?? (event.target === scrub.canvas && JUMPS[event.key]);
+  if (move) {
     event.preventDefault();
-    selectStep(selected + moves[event.key]);
+    withSteps(() => selectStep(move(selected, list.length - 1)));
   } else if (event.key === "f" && !event.ctrlKey && !event.metaKey) {
-    goToFailure();
+    withSteps(goToFailure);
   }
 });
 
 page.addEventListener("click", async (event) => {
   const go = event.target.closest("[data-go]");
   if (go?.dataset.go === "failure") goToFailure();
-  else if (go) selectStep(selected + (go.dataset.go === "next" ? 1 : -1), { isSettled: true });
+  else if (go) withSteps(() => selectStep(selected + (go.dataset.go === "next" ? 1 : -1), { isSettled: true }));
   const cancel = event.target.closest("[data-cancel]");
   if (cancel) {
     cancel.disabled = true;
@@ -259,6 +284,7 @@ async function showTarget() {
 
 addEventListener("hashchange", showTarget);
 
+const firstSteps = loadSteps().catch((error) => console.error(error)); // the next change loads them
 startDeletion(find("[data-delete]"), session);
 startOutput();
 const shown = find(".panel", frame);
