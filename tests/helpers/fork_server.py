@@ -33,6 +33,7 @@ USED_MODULES = (
     "jsonschema_rs",
     "mcp.server.mcpserver",
     "mcpruntime_server.app.serving",
+    "mcpruntime_server.capabilities.packages.package_installer",
     "mcpruntime_server.cli.serve",
     "rich.logging",
 )
@@ -57,7 +58,7 @@ def main(path: str) -> None:
 
 
 def import_everything() -> None:
-    """Do what servers do once: import modules, some of them late, bundle code, compile pages."""
+    """Do what servers do once: import modules, some of them late, and derive what is constant."""
     import importlib
 
     from mcpruntime_server.sandbox.bundle import build_bundle
@@ -65,11 +66,25 @@ def import_everything() -> None:
     for name in USED_MODULES:
         importlib.import_module(name)
     build_bundle()
+    derive_tools()
     with suppress(ImportError):  # an earlier version, which is attacked, has no such function
         from mcpruntime_server.viewer.page_rendering import compile_pages
 
         compile_pages()
     gc.freeze()
+
+
+def derive_tools() -> None:
+    """Build each tool once without what answers it, so that its schemas are known."""
+    from mcpruntime_server.server.ask_tool import build_ask_tool
+    from mcpruntime_server.server.mcp_server import build_replay_tool, build_run_tool
+    from mcpruntime_server.server.skill_tools import build_skill_tools
+
+    nobody: Any = None
+    build_run_tool(nobody, (), 0)
+    build_replay_tool(nobody, nobody, nobody)
+    build_skill_tools(nobody)
+    build_ask_tool(nobody)
 
 
 def serve(connection: socket.socket, path: str) -> None:

@@ -17,6 +17,7 @@ from mcp.client.client import Client
 from mcp.types import CallToolResult
 
 from .forking import forked_command
+from .loop_watch import IS_MEASURED
 
 COMMAND = str(Path(sys.executable).parent / "mcpruntime-server")
 TEST_TIMEOUT_S = 60.0  # seconds; only a test that fails waits so long
@@ -81,18 +82,22 @@ class ServerConnection:
 
 
 def write_settings(folder: Path, **sections: Any) -> Path:
-    """Write a settings file with small limits, which `sections` may change; return its path."""
+    """Write a settings file with small limits, which `sections` may change; return its path.
+
+    No sandbox is prepared in advance, because most tests would never use it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     server = {"data_dir": str(folder / "data"), **sections.pop("server", {})}
-    sandbox = {"backend": "docker", **SMALL_LIMITS, **sections.pop("sandbox", {})}
+    defaults = {"backend": "docker", "pool_size": int(IS_MEASURED), **SMALL_LIMITS}
+    sandbox = {**defaults, **sections.pop("sandbox", {})}
     path = folder / "server.toml"
     path.write_text(tomli_w.dumps({"server": server, "sandbox": sandbox, **sections}))
     return path
 
 
 def write_local_settings(folder: Path, **sections: Any) -> Path:
-    """Write settings whose sandboxes are processes, which start quickly, and start when needed."""
-    sandbox = {"backend": "local", "pool_size": 0, **sections.pop("sandbox", {})}
+    """Write settings whose sandboxes are processes, which start quickly."""
+    sandbox = {"backend": "local", **sections.pop("sandbox", {})}
     return write_settings(folder, sandbox=sandbox, **sections)
 
 

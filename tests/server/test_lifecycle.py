@@ -57,7 +57,7 @@ def containers(settings: Path) -> list[str]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Path]:
     """Settings of a server with Docker sandboxes; the test ends without leftover containers."""
-    path = write_settings(tmp_path)
+    path = write_settings(tmp_path, sandbox={"pool_size": 1})
     yield path
     left = containers(path)
     if left:

@@ -149,5 +149,5 @@ def build_ask_tool(handler: AskToolHandler) -> Tool:
         ask_llm,
         ASK_DESCRIPTION,
         ToolAnnotations(title="Ask a model", destructive_hint=False, open_world_hint=True),
-        RunResult.model_json_schema(),
+        RunResult,
     )

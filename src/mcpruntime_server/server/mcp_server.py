@@ -237,7 +237,7 @@ def build_run_tool(
         run_code,
         run_code_description(packages, max_package_tokens),
         ToolAnnotations(title="Run Python", destructive_hint=True, open_world_hint=True),
-        RunResult.model_json_schema(),
+        RunResult,
     )
 
 

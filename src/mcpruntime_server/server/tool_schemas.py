@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from types import CodeType, FunctionType
+from typing import Any, cast, get_args
 
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp.types import ToolAnnotations
+from pydantic import BaseModel
 
 from .token_estimates import estimate_tokens
 
@@ -22,6 +24,7 @@ SIGNATURES_MARGIN = 1.2  # unusual names have more tokens than estimated
 BOUND_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "additionalProperties")
 OMITTED_KEYWORDS = ("title", "default", "anyOf", *BOUND_KEYWORDS)
 FLAT_KEYWORDS = ("type", "description", "enum")
+_derived_tools: dict[tuple[CodeType, type[BaseModel] | None], Tool] = {}
 
 
 class ToolArguments(FuncMetadata):
@@ -46,14 +49,28 @@ def build_tool(
     function: Callable[..., Any],
     description: str,
     annotations: ToolAnnotations,
-    output_schema: Mapping[str, Any] | None = None,
+    result: type[BaseModel] | None = None,
 ) -> Tool:
-    """Return the tool that `function` implements, with compact schemas."""
-    tool = Tool.from_function(function, description=description, annotations=annotations)
+    """Return the tool that `function` implements, with compact schemas.
+
+    `result` is what it answers. Deriving the schemas takes 10 ms, so it is done once in a process
+    for each function in the source: servers for further principals have the same functions.
+    """
+    source = (cast(FunctionType, function).__code__, result)
+    if source not in _derived_tools:
+        _derived_tools[source] = derive_tool(function, result)
+    changes = {"fn": function, "description": description, "annotations": annotations}
+    return _derived_tools[source].model_copy(update=changes)
+
+
+def derive_tool(function: Callable[..., Any], result: type[BaseModel] | None) -> Tool:
+    """Return a tool without a description, with the compact schemas of `function` and `result`."""
+    tool = Tool.from_function(function)
     tool.parameters = compact_schema(tool.parameters)
     tool.fn_metadata = ToolArguments(arg_model=tool.fn_metadata.arg_model)
-    if output_schema is not None:
-        tool.fn_metadata.output_schema = compact_schema(output_schema, nested=False)
+    if result is not None:
+        schema = result.model_json_schema()
+        tool.fn_metadata.output_schema = compact_schema(schema, nested=False)
     return tool
 
 
