@@ -10,9 +10,9 @@ import ast
 import asyncio
 import importlib
 import sys
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import chdir, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -53,16 +53,27 @@ def make_function(tool: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...
     return call
 
 
-def run_program(code: str, folder: Path) -> Any:
-    """Return the value of the last expression of a program; None if it fails."""
+def run_program(code: str) -> Any:
+    """Return the value of the last expression of a program; None if it fails.
+
+    It runs in a folder of its own, because wrong programs write into the working directory.
+    """
     tree = ast.parse(code)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = None
+    if tree.body and isinstance(end := tree.body[-1], ast.Expr):
+        last = end
+        tree.body.pop()
     names: dict[str, Any] = {"__name__": "program"}
+    with tempfile.TemporaryDirectory() as workspace, chdir(workspace):
+        return evaluate_program(tree, last, names)
+
+
+def evaluate_program(tree: ast.Module, last: ast.Expr | None, names: dict[str, Any]) -> Any:
+    """Execute `tree` and return the value of `last`; None if there is none, or if one fails."""
     try:
         exec(compile(tree, "program", "exec"), names)
         if last is None:
             return None
-        assert isinstance(last, ast.Expr)
         return eval(compile(ast.Expression(last.value), "program", "eval"), names)
     except Exception:  # noqa: BLE001 - a program may fail in any way
         return None

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from bench.kill_anywhere import Boundary, KillLog, Outcome, Target, kill_at, plan_boundaries
+from tests.helpers.sizes import choose_cases
+
+KILLS: list[tuple[Target, list[Boundary]]] = [
+    ("worker", [Boundary(2, "before"), Boundary(4, "after")]),
+    ("container", [Boundary(2, "after")]),
+    ("server", [Boundary(3, "after")]),
+]
 
 
-@pytest.mark.parametrize(
-    ("target", "boundaries"),
-    [
-        ("worker", [Boundary(2, "before"), Boundary(4, "after")]),
-        ("container", [Boundary(2, "after")]),
-        ("server", [Boundary(3, "after")]),
-    ],
-)
+@pytest.mark.parametrize(("target", "boundaries"), choose_cases(KILLS))
 async def test_a_careful_client_neither_doubles_nor_loses_an_effect(
     target: Target, boundaries: list[Boundary]
 ) -> None:

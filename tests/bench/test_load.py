@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from tests.helpers.commands import find_complaints
+from tests.helpers.sizes import ONLY_LONG
 
 ROOT = Path(__file__).parents[2]
 
 
+@ONLY_LONG  # twenty seconds of two processors; test_perf.py measures servers in the same way
 def test_a_little_load_is_measured_without_an_error(tmp_path: Path) -> None:
     file = tmp_path / "load.json"
     options = ("--quick", "--clients", "2", "--duration", "3", "--json", str(file))

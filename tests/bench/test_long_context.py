@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench.long_context import main
+from tests.helpers.sizes import choose_cases
 
+TASKS = choose_cases(["needles", "count"])
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "bench", "run", "long-context")
 
@@ -27,8 +29,7 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
         "--backend",
         "local",
         "--tasks",
-        "count",
-        "needles",
+        *TASKS,
     )
     command = [*COMMAND, *options, "--json", str(file)]
     done = subprocess.run(
@@ -37,14 +38,14 @@ def test_three_ways_are_compared_printed_and_written_as_json(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     lines = json.loads(file.read_text())["details"]["lines"]
     by_way = {(line["task"], line["strategy"]): line for line in lines}
-    assert len(by_way) == len(lines) == 6
+    assert len(by_way) == len(lines) == 3 * len(TASKS)
     for line in lines:
         assert 4_096 - 200 < line["characters"] <= 4_096
         assert f"{line['tokens_in']:,}" in done.stdout
         assert line["usd"] == (line["tokens_in"] * 0.5 + line["tokens_out"] * 2) / 1e6
         assert line["seconds"] > 0
         assert line["peak_mb"] > 0
-    for task in ("count", "needles"):
+    for task in TASKS:
         assert by_way[task, "one call"]["calls"] == 1
         assert by_way[task, "chunks"]["calls"] == 6  # five parts, and one call over their notes
         assert by_way[task, "recursion"]["calls"] >= 2  # a program and its model calls

@@ -32,7 +32,6 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with start_shop_api(folder) as api, pytest.MonkeyPatch.context() as patch:
         patch.setenv(STATE_VARIABLE, str(folder))
         patch.setenv(API_VARIABLE, api)
-        patch.chdir(tmp_path_factory.mktemp("workspace"))
         with install_tools():
             yield folder
 
@@ -45,7 +44,7 @@ def call_counts() -> dict[str, int]:
 
 def try_program(folder: Path, task: Task, world: World, program: str) -> tuple[bool, Any]:
     write_state(folder, world.whole_state())
-    value = run_program(fill_in(program, world), folder)
+    value = run_program(fill_in(program, world))
     value = json.loads(json.dumps(value, default=repr))
     return judge(task, world, value, export_state(folder)).is_right, value
 

@@ -26,6 +26,7 @@ from mcpruntime_server.cli.demo.scenario import ACTS
 from mcpruntime_server.cli.demo.token_count import count_tokens
 from mcpruntime_server.config import Config, load_config
 from mcpruntime_server.errors import Unavailable
+from tests.helpers.sizes import ONLY_LONG
 
 DEMO_S = 120  # starting five processes on a machine that is busy takes its time
 ESCAPE = re.compile(r"\033\[[\d;]*m")
@@ -112,6 +113,7 @@ def check_questions(shown: str, hotfixes: str, told: list[str]) -> None:
     assert re.search(rf"one question a turn +{asked[1]} ", shown)
 
 
+@ONLY_LONG  # the whole demo has the same acts
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_acts_can_be_shown_alone_and_say_why() -> None:
     done = run_demo(acts=("replay", "undo"))

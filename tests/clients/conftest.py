@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from tests.helpers.server_connection import write_settings
+from tests.helpers.sizes import choose_cases
 from tests.upstreams import own_server_entry
 
 from .agents import AGENTS, FOLDER, CodingAgent, run_agent, stdio_server
@@ -58,7 +59,8 @@ def require_agent(agent: CodingAgent) -> None:
         pytest.skip(f"{agent.name}: {reason} (scripts/test-agents)")
 
 
-@pytest.fixture(scope="module", params=AGENTS, ids=lambda agent: agent.name)
+# The others of a short run play over HTTP, in test_http_agents.py.
+@pytest.fixture(scope="module", params=choose_cases(AGENTS, short=2), ids=lambda agent: agent.name)
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
     """The conversation of an agent; without the agent the tests are skipped."""
     agent: CodingAgent = request.param

@@ -13,12 +13,14 @@ from anyio.abc import TaskStatus
 
 from tests.helpers.http_service import HttpService, open_http_service
 from tests.helpers.server_connection import TEST_TIMEOUT_S, write_settings
+from tests.helpers.sizes import choose_cases
 from tests.upstreams import own_server_entry
 
 from .agents import AGENTS, CodingAgent, RemoteServer, run_agent
 from .conftest import require_agent
 from .scripted_model import FINAL_TEXT, ToolResult, serve_model
 
+CHOSEN = choose_cases(AGENTS[::-1], short=2)  # in a short run, those that play over nothing else
 MODERN = ("claude",)  # these have no connection, and so name their session
 RESTARTED_TURN = 2  # before which the server is replaced
 TURNS: dict[str, dict[str, Any]] = {
@@ -89,7 +91,7 @@ async def play(agent: CodingAgent, folder: Path) -> Played:
     return Played(results, printed, (folder / "calls").read_text().splitlines())
 
 
-@pytest.fixture(scope="module", params=AGENTS, ids=lambda agent: agent.name)
+@pytest.fixture(scope="module", params=CHOSEN, ids=lambda agent: agent.name)
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
     """The conversation of an agent; without the agent the tests are skipped."""
     agent: CodingAgent = request.param

@@ -7,8 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
+import pytest
+
 Case = TypeVar("Case")
 IS_LONG = os.environ.get("LONG_TESTS", "0") not in ("", "0")
+ONLY_LONG = pytest.mark.skipif(not IS_LONG, reason="a long form, which `make test-all` runs")
 
 
 def choose_size(name: str, *, short: int, long: int) -> int:

@@ -99,6 +99,8 @@ class RunRecorder:
         self.calls.append(message)
         if message.target == "test.nap":
             await anyio.sleep(message.args["seconds"])
+        if message.target == "test.wait":
+            await self.output_arrived.wait()
         if message.target == "test.fail":
             return wire.Reply(
                 message.call_id, None, {"kind": "tool_error", "message": "no", "data": {"why": 1}}

@@ -13,9 +13,11 @@ from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.link import open_link
 
+from ..helpers.sizes import choose_size
 from .conftest import SMALL_LIMITS, SandboxDriver, make_setup
 from .test_hammer import hammer
 
+INTERRUPTS = choose_size("PROMOTED_INTERRUPTS", short=12, long=40)
 CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"
 CHILDREN = (  # of the supervisor but the worker: the parked copies, and whatever else there is
     "import os\ndef children():\n    found = {}\n    for name in os.listdir('/proc'):\n"
@@ -193,8 +195,8 @@ async def test_promoted_workers_survive_interrupts_at_random_moments(
 ) -> None:
     for seed in range(2):
         await promoted(run, await parked(run, "kept = 0"))
-        ends = await hammer(run, 40, random.Random(seed))
-        assert ends["interrupted"] > 10
+        ends = await hammer(run, INTERRUPTS, random.Random(seed))
+        assert ends["interrupted"] > INTERRUPTS / 4
         assert run.link.restart_reasons == []
         await promoted(run, 0)
 

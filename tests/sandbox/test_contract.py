@@ -379,8 +379,10 @@ async def test_code_that_damages_the_runtime_gets_a_new_interpreter(
 async def test_endless_calls_are_refused_beyond_a_limit(run: SandboxDriver) -> None:
     code = (
         f"{CALL}import asyncio\n"
-        "naps = [host.acall('test.nap', {'seconds': 5}) for _ in range(1200)]\n"
-        "ended = await asyncio.gather(*naps, return_exceptions=True)\n"
+        "waits = [asyncio.ensure_future(host.acall('test.wait', {})) for _ in range(1200)]\n"
+        "while sum(wait.done() for wait in waits) < 176: await asyncio.sleep(0.01)\n"
+        "print('refused', flush=True)\n"
+        "ended = await asyncio.gather(*waits, return_exceptions=True)\n"
         "sum(isinstance(each, HostError) for each in ended)"
     )
     assert await run.evaluate(code) == "176"

@@ -36,6 +36,8 @@ PROGRAMS = {
 }
 ROUNDS = choose_size("ASYNCIO_ROUNDS", short=1, long=12)
 CASES = [f"{name}-{turn}" for turn in range(ROUNDS) for name in PROGRAMS]
+KILLED_AT_ONCE = 9  # programs of one server
+KILLED = [CASES[at : at + KILLED_AT_ONCE] for at in range(0, len(CASES), KILLED_AT_ONCE)]
 SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 GONE = {"command": "/nowhere/to/be/found"}
 COMPARED = ("status", "value", "stdout", "stderr", "error")
@@ -113,43 +115,46 @@ async def test_a_program_that_is_rebuilt_leaves_the_same_variables(
     assert "differs" not in str(answer.data.get("note")).lower(), answer.text
 
 
-@pytest.mark.parametrize("case", CASES)
-async def test_a_program_whose_server_is_killed_goes_on(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("cases", KILLED, ids=lambda cases: f"{cases[0]} to {cases[-1]}")
+async def test_programs_whose_server_is_killed_go_on(tmp_path: Path, cases: list[str]) -> None:
     print(f"KILL_SEED={SEED}")  # shown where it fails
     log = log_of(tmp_path)
     settings = settings_of(tmp_path, upstream_entry("jittery", str(log), MAX_DELAY_MS))
-    code = program_code(case)
-    kill_after = random.Random(f"{SEED} {case}").randint(1, MAX_CALLS_BEFORE_KILL)
+    most = MAX_CALLS_BEFORE_KILL * len(cases)
+    kill_after = random.Random(f"{SEED} {cases}").randint(1, most)
     async with start_ready_server(settings) as server, anyio.create_task_group() as tasks:
-        finished = anyio.Event()
-        tasks.start_soon(run_until_killed, server, code, case, finished)
+        for case in cases:
+            tasks.start_soon(run_until_killed, server, case)
         with anyio.fail_after(TEST_TIMEOUT_S):
-            while count_lines(log) < kill_after and not finished.is_set():  # noqa: ASYNC110
+            while count_lines(log) < kill_after:  # noqa: ASYNC110
                 await anyio.sleep(0.002)
         server.kill()
-    async with start_ready_server(settings) as server:
-        told = await server.run(code, case, case)
-        while told["status"] in ("queued", "running", "waiting"):
-            answers = {
-                wait["id"]: resolve_doubt(wait, log, case) for wait in told.get("waiting_for", ())
-            }
-            told = await server.wait_run(told["run"], **({"answers": answers} if answers else {}))
-        told = await server.wait_run(told["run"])
-        assert told["status"] == "ok", told
-        assert sorted(told["value"]["written"]) == written_items(log, case)
+    async with start_ready_server(settings) as server, anyio.create_task_group() as tasks:
+        for case in cases:
+            tasks.start_soon(finish_program, server, case, log)
 
 
 def count_lines(log: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
 
 
-async def run_until_killed(
-    server: KillableServer, code: str, case: str, finished: anyio.Event
-) -> None:
+async def run_until_killed(server: KillableServer, case: str) -> None:
     """Ask for a run; a short program may have ended before the kill."""
     with suppress(ServerKilled):
-        await server.run(code, case, case)
-    finished.set()
+        await server.run(program_code(case), case, case)
+
+
+async def finish_program(server: KillableServer, case: str, log: Path) -> None:
+    """Attach to a run until it is finished; what it has written is what the upstream has logged."""
+    told = await server.run(program_code(case), case, case)
+    while told["status"] in ("queued", "running", "waiting"):
+        answers = {
+            wait["id"]: resolve_doubt(wait, log, case) for wait in told.get("waiting_for", ())
+        }
+        told = await server.wait_run(told["run"], **({"answers": answers} if answers else {}))
+    told = await server.wait_run(told["run"])
+    assert told["status"] == "ok", told
+    assert sorted(told["value"]["written"]) == written_items(log, case)
 
 
 def resolve_doubt(wait: dict[str, Any], log: Path, case: str) -> Any:

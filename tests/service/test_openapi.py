@@ -16,7 +16,7 @@ from ..helpers.sizes import choose_size
 from ..server.conftest import upstream_entry
 
 CHECKER = Path(__file__).resolve().parents[2] / ".venvs" / "schemathesis" / "bin" / "schemathesis"
-EXAMPLES = choose_size("OPENAPI_EXAMPLES", short=3, long=200)  # of each route, and kind of data
+EXAMPLES = choose_size("OPENAPI_EXAMPLES", short=1, long=200)  # of each route, and kind of data
 CHECK_TIMEOUT_S = 60 * EXAMPLES
 ASK = "from tools.counted import add\nadd(item='x')"
 # Whether an input of code exists is not in a schema.

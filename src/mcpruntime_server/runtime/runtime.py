@@ -338,7 +338,10 @@ class Runtime:
         The journal is polled, because a file cannot tell another process that it has changed.
         """
         while True:
-            await anyio.sleep(self._reply_poll_interval_s())
+            waited_s = 0.0
+            while waited_s < self._reply_poll_interval_s():  # shorter once a run waits
+                await anyio.sleep(REPLY_POLL_INTERVAL_S)
+                waited_s += REPLY_POLL_INTERVAL_S
             try:
                 for answer in await self.journal.list_submitted_answers():
                     await self._deliver_answer(answer)
