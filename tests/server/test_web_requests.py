@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.sandbox import image
 
+from ..helpers.curl_image import build_curl_image
 from ..helpers.server_connection import (
     TEST_TIMEOUT_S,
     ServerConnection,
@@ -20,72 +22,12 @@ from ..helpers.server_connection import (
     write_settings,
 )
 from ..helpers.server_killing import KillableServer, ServerKilled, start_ready_server
-from ..helpers.web_servers import LARGE_BYTES, WebServer, run_web_server
+from ..helpers.web_servers import CSV, LARGE_BYTES, WebServer, run_web_server
 
 pytestmark = pytest.mark.anyio
 
 PACKAGES = ("numpy", "pandas", "matplotlib", "requests", "httpx", "aiohttp")
 SECRET = "Kj3-secret-0f9a8b7c6d"
-PROGRAMS = {
-    "urllib": "import urllib.request\nurllib.request.urlopen(U + '/count').read()",
-    "urllib3": "import urllib3\nurllib3.PoolManager().request('GET', U + '/count').data",
-    "requests": """
-import requests
-session = requests.Session()
-[session.get(U + '/count').text for _ in range(3)]""",
-    "httpx": """
-import httpx
-with httpx.Client() as client:
-    found = [client.get(U + '/count').text for _ in range(3)]
-found""",
-    "httpx, async": """
-import asyncio, httpx
-async with httpx.AsyncClient() as client:
-    answers = await asyncio.gather(*(client.get(f'{U}/count?{n}') for n in range(8)))
-[each.text for each in answers]""",
-    "aiohttp": """
-import asyncio, aiohttp
-async def load(session, n):
-    async with session.get(f'{U}/count?{n}') as response:
-        return await response.text()
-async with aiohttp.ClientSession() as session:
-    found = await asyncio.gather(*(load(session, n) for n in range(8)))
-found""",
-    "pandas": "import pandas as pd\npd.read_csv(U + '/table.csv').people.sum()",
-    "threads": """
-import requests
-from concurrent.futures import ThreadPoolExecutor
-with ThreadPoolExecutor(8) as pool:
-    found = list(pool.map(lambda n: requests.get(f'{U}/count?{n}').text, range(16)))
-found""",
-    "a redirect": "import requests\nr = requests.get(U + '/redirect')\nr.url, r.text",
-    "compression": "import requests\nrequests.get(U + '/gzip').text",
-    "chunks": "import urllib.request\nurllib.request.urlopen(U + '/chunked').readlines()",
-    "bytes": "import requests\nlist(requests.get(U + '/bytes').content[:300])",
-    "a status": "import requests\nr = requests.get(U + '/missing')\nr.status_code, r.text",
-    "a head": "import requests\nanswer = requests.head(U + '/large')\nanswer.text, answer.ok",
-    "JSON": "import requests\nrequests.post(U + '/echo', json={'a': 1}).json()['body']",
-    "a form with a file": """
-import requests
-data = bytes(range(256)) * 4000
-requests.post(U + '/echo', files={'f': ('a.bin', data)}).json()['size']""",
-    "chunks of its own": """
-import requests
-requests.put(U + '/echo', data=(b'x' * 1000 for _ in range(400))).json()['size']""",
-    "a large answer": """
-import requests, os
-with requests.get(U + '/large', stream=True) as answer, open('large.bin', 'wb') as file:
-    for chunk in answer.iter_content(65536):
-        file.write(chunk)
-os.path.getsize('large.bin')""",
-    "a timeout": """
-import requests
-try:
-    requests.get(U + "/slow", timeout=1.5)
-except requests.ReadTimeout as exc:
-    found = type(exc).__name__
-found""",
-}
 
 
 @pytest.fixture(scope="module")
@@ -178,19 +120,6 @@ async def test_identical_requests_at_once_get_their_own_answers_in_a_replay(
     assert len(web.requests) == sent
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-async def test_a_program_runs_and_is_replayed_without_a_request(
-    connection: ServerConnection, web: WebServer, name: str
-) -> None:
-    session = f"replayed-{list(PROGRAMS).index(name)}"
-    run = await connection.run(program(web, PROGRAMS[name]), session)
-    assert run.status == "ok", run.text
-    sent = len(web.requests)
-    again = await connection.replay("rerun", session, run=run.run)
-    assert (again.status, again.value) == ("ok", run.value), again.text
-    assert len(web.requests) == sent
-
-
 async def test_a_large_answer_and_a_large_body_arrive_whole(
     connection: ServerConnection, web: WebServer
 ) -> None:
@@ -203,6 +132,29 @@ len(data), hashlib.sha256(data).hexdigest(), sent"""
     assert size == LARGE_BYTES
     assert digest == hashlib.sha256(b"0123456789" * (LARGE_BYTES // 10)).hexdigest()
     assert sent == 1_000_000
+
+
+FORGED_BODY = """
+from mcpruntime_sandbox.sandboxed.library import tools
+def send(digest):
+    arguments = {'url': U + '/stolen', 'headers': [], 'body': {'pieces': [digest]}}
+    try:
+        return tools.host.call('web.POST ' + U.partition('//')[2], arguments)
+    except tools.HostError as exc:
+        return str(exc)
+"""
+
+
+async def test_a_body_has_only_pieces_that_its_own_run_has_sent(
+    connection: ServerConnection, web: WebServer
+) -> None:
+    sent = "import requests\nrequests.post(U + '/echo', data=b'private ' * 40_000).ok"
+    assert await connection.evaluate(program(web, sent), "owner") is True
+    digest = hashlib.sha256(b"private " * (256 * 1024 // 8)).hexdigest()
+    for session in ("owner", "thief"):
+        said = await connection.evaluate(program(web, f"{FORGED_BODY}send({digest!r})"), session)
+        assert "This run has not sent the piece" in said, said
+    assert web.count("/stolen") == 0
 
 
 async def test_a_download_counts_for_its_own_limit_and_not_for_that_of_the_run(
@@ -231,6 +183,49 @@ async def test_the_ledger_counts_reads_by_host_and_lists_what_may_write(
     host = web.url.removeprefix("https://")
     assert f"web.GET {host}(...) -> ok, 4 times" in run.text
     assert f"web.POST {host}(url='{web.url}/x', body='hello') = 200 OK, 2 bytes" in run.text
+
+
+async def test_a_person_sees_a_request_with_its_body_and_decides(
+    tmp_path: Path, web: WebServer
+) -> None:
+    rules = {"allow": [web.url], "ask": [f"POST {web.url}"], "ca_file": str(web.ca_file)}
+    settings = write_settings(
+        tmp_path,
+        sandbox={"packages": list(PACKAGES)},
+        network=rules,
+        policy={"approver": "model"},  # who is asked is shown in test_approvals.py
+    )
+    code = """
+import requests
+def send(path):
+    answer = requests.post(U + path, json={'pay': 5})
+    return answer.status_code, answer.text
+send(PATH)"""
+    async with connect_server(settings) as server:
+        for path, decision, status in (("/paid", "allow", 200), ("/unpaid", "deny", 403)):
+            run = await server.run(program(web, f"PATH = {path!r}{code}"), "asks", wait_s=20)
+            assert run.status == "waiting", run.text
+            assert f"{web.url}{path}" in run.text
+            assert '"pay": 5' in run.text.replace("\\", "")
+            assert web.count(path) == 0
+            done = await server.run_request(run.run, answers={"*": decision})
+            assert done.value[0] == status, done.text
+        assert (web.count("/paid"), web.count("/unpaid")) == (1, 0)
+
+
+async def test_the_settings_say_how_often_code_may_ask_and_which_methods_read(
+    tmp_path: Path, web: WebServer
+) -> None:
+    settings = write_web_settings(
+        tmp_path, web, requests_per_minute=3, reads=["GET", "HEAD", "OPTIONS", "POST"]
+    )
+    code = "import requests\n[requests.post(U + '/read').status_code for _ in range(4)]"
+    async with connect_server(settings) as server:
+        run = await server.run(program(web, code), "reads", dry_run=True)
+        assert (run.status, run.value) == ("ok", [200, 200, 200, 429]), run.text
+        refused = await server.run("requests.get(U + '/count').text", "reads")
+        assert "more than 3 web requests in a minute. Wait" in refused.value, refused.text
+    assert web.count("/read") == 3
 
 
 async def test_what_no_rule_names_is_refused_with_the_line_that_would_allow_it(
@@ -380,7 +375,12 @@ dict(zip(names, values))['ListenOverflows'], found"""
     assert refused_connections == "0"
     assert sum(found.values()) == 1000
     assert set(found) <= {"200", "429"}, found
-    assert await connection.evaluate(program(web, PROGRAMS["urllib"]), "beside") is not None
+    assert (
+        await connection.evaluate(
+            program(web, "import requests\nrequests.get(U + '/count').ok"), "beside"
+        )
+        is True
+    )
 
 
 async def test_an_authority_that_code_replaces_harms_its_own_requests_only(
@@ -430,6 +430,71 @@ import requests
 
 
 DATA_PROGRAMS = {
+    "urllib": "import urllib.request\nvalue = urllib.request.urlopen(U + '/count').read()",
+    "urllib3": "import urllib3\nvalue = urllib3.PoolManager().request('GET', U + '/count').data",
+    "requests": """
+import requests
+session = requests.Session()
+value = [session.get(U + '/count').text for _ in range(3)]""",
+    "httpx": """
+import httpx
+with httpx.Client() as client:
+    value = [client.get(U + '/count').text for _ in range(3)]""",
+    "httpx, async": """
+import asyncio, httpx
+async with httpx.AsyncClient() as client:
+    answers = await asyncio.gather(*(client.get(f'{U}/count?{n}') for n in range(8)))
+value = [each.text for each in answers]""",
+    "aiohttp": """
+import asyncio, aiohttp
+async def load(session, n):
+    async with session.get(f'{U}/count?{n}') as response:
+        return await response.text()
+async with aiohttp.ClientSession() as session:
+    value = await asyncio.gather(*(load(session, n) for n in range(8)))""",
+    "pandas": "import pandas as pd\nvalue = int(pd.read_csv(U + '/table.csv').people.sum())",
+    "threads": """
+import requests
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool:
+    value = list(pool.map(lambda n: requests.get(f'{U}/count?{n}').text, range(16)))""",
+    "a redirect": """
+import requests
+answer = requests.get(U + '/redirect')
+value = answer.status_code, answer.text""",
+    "compression": "import requests\nvalue = requests.get(U + '/gzip').text",
+    "chunks": """
+import urllib.request
+value = [line.decode() for line in urllib.request.urlopen(U + '/chunked')]""",
+    "bytes": "import requests\nvalue = list(requests.get(U + '/bytes').content[250:262])",
+    "a status": "import requests\nr = requests.get(U + '/missing')\nvalue = r.status_code, r.text",
+    "a head": "import requests\nr = requests.head(U + '/large')\nvalue = r.text, r.ok",
+    "JSON": "import requests\nvalue = requests.post(U + '/echo', json={'a': 1}).json()['body']",
+    "a form with a file": """
+import requests
+data = bytes(range(256)) * 4000
+value = requests.post(U + '/echo', files={'f': ('a.bin', data)}).json()['size'] > len(data)""",
+    "chunks of its own": """
+import requests
+value = requests.put(U + '/echo', data=(b'x' * 1000 for _ in range(400))).json()['size']""",
+    "a large answer": """
+import requests, os
+with requests.get(U + '/large', stream=True) as answer, open('loaded.bin', 'wb') as file:
+    for chunk in answer.iter_content(65536):
+        file.write(chunk)
+value = os.path.getsize('loaded.bin')""",
+    "a timeout": """
+import requests
+try:
+    requests.get(U + "/slow", timeout=1.5)
+except requests.ReadTimeout as exc:
+    value = type(exc).__name__""",
+    "a chart": """
+import matplotlib.pyplot as plt, pandas as pd
+table = pd.read_csv(U + '/table.csv', index_col='city')
+table.plot.bar()
+plt.savefig('people.png')
+value = table.people.idxmax()""",
     "retries": """
 import requests
 from requests.adapters import HTTPAdapter
@@ -497,42 +562,91 @@ files = [path for path in sorted(pathlib.Path().rglob('*')) if path.is_file()]
 value, {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}"""
 
 
-async def test_programs_of_a_session_are_replayed_in_another_server_when_the_web_is_gone(
-    tmp_path: Path,
+EXPECTED_VALUES = {
+    "pandas": 1000000,
+    "a redirect": [200, CSV],
+    "compression": "compressed text",
+    "chunks": ["one\n", "two\n", "three\n"],
+    "bytes": [250, 251, 252, 253, 254, 255, 0, 1, 2, 3, 4, 5],
+    "a status": [404, "there is none"],
+    "a head": ["", True],
+    "JSON": '{"a": 1}',
+    "a form with a file": True,
+    "chunks of its own": 400_000,
+    "a large answer": LARGE_BYTES,
+    "a timeout": "ReadTimeout",
+    "a chart": "Oslo",
+    "retries": "at last",
+    "pages": [10, 11, 20, 21, 30, 31],
+    "a file that is sent": True,
+    "a streamed file": LARGE_BYTES,
+    "an archive": [709000, 291000],
+    "cookies": ["visit=7", {"visit": "7"}],
+    "basic authentication": [200, 401],
+    "what is missing": [404, "there is none"],
+    "lines of JSON": [1, 2],
+    "a file by its address": ["kept.csv", "text/csv"],
+}
+
+
+def test_there_are_thirty_programs() -> None:
+    assert len(DATA_PROGRAMS) == 30
+    assert EXPECTED_VALUES.keys() < DATA_PROGRAMS.keys()
+
+
+@pytest.mark.parametrize("first", range(0, 30, 10))
+async def test_programs_are_replayed_rebuilt_forked_and_rewound_when_the_web_is_gone(
+    tmp_path: Path, first: int
 ) -> None:
+    programs = dict(list(DATA_PROGRAMS.items())[first : first + 10])
     folder = tmp_path / "web"
     folder.mkdir()
     runs = []
+    await image.build_image(SandboxSettings(packages=PACKAGES), print)
     with run_web_server(folder) as web:
         settings = write_web_settings(tmp_path, web)
         async with connect_server(settings) as connection:
-            for code in DATA_PROGRAMS.values():
-                runs.append(await connection.run(program(web, code) + SHOW_STATE, "kept"))
+            for code in programs.values():
+                runs.append(await connection.run(program(web, f"{code}\n{SHOW_STATE}"), "kept"))
                 assert runs[-1].status == "ok", runs[-1].text
-    values = dict(zip(DATA_PROGRAMS, (run.value[0] for run in runs), strict=True))
-    assert values == {
-        "retries": "at last",
-        "pages": [10, 11, 20, 21, 30, 31],
-        "a file that is sent": True,
-        "a streamed file": LARGE_BYTES,
-        "an archive": [709000, 291000],
-        "cookies": ["visit=7", {"visit": "7"}],
-        "basic authentication": [200, 401],
-        "what is missing": [404, "there is none"],
-        "lines of JSON": [1, 2],
-        "a file by its address": ["kept.csv", "text/csv"],
-    }
-    assert list(runs[-1].value[1]) == ["kept.csv", "large.bin", "sent.csv", "table.csv"]
+    values = dict(zip(programs, (run.value[0] for run in runs), strict=True))
+    for name in programs.keys() & EXPECTED_VALUES.keys():
+        assert values[name] == EXPECTED_VALUES[name]
     async with connect_server(settings) as connection:
         assert await connection.evaluate(SHOW_STATE, "kept") == runs[-1].value
         for run in runs:
             again = await connection.replay("rerun", "kept", run=run.run)
             assert (again.status, again.value) == ("ok", run.value), again.text
-        for step in (len(runs), 4):
+        for step, run in enumerate(runs, 1):
             fork = await connection.replay("fork", "kept", step=step)
-            assert await connection.evaluate(SHOW_STATE, fork.session) == runs[step - 1].value
-        await connection.replay("rewind", "kept", step=5)
-        assert await connection.evaluate(SHOW_STATE, "kept") == runs[4].value
+            assert await connection.evaluate(SHOW_STATE, fork.session) == run.value
+        for step in range(len(runs), 0, -1):
+            await connection.replay("rewind", "kept", step=step)
+            assert await connection.evaluate(SHOW_STATE, "kept") == runs[step - 1].value
+
+
+async def test_curl_is_used_where_the_image_has_it(tmp_path: Path, web: WebServer) -> None:
+    built = await image.build_image(SandboxSettings(packages=PACKAGES), print)
+    code = """
+import subprocess
+def curl(*arguments):
+    command = ['curl', '--silent', '--show-error', '--fail', *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+curl(U + '/table.csv', '--output', 'loaded.csv')
+curl('--data', 'a=1', U + '/echo').count('a=1'), open('loaded.csv').read()"""
+    with build_curl_image(built.tag) as tag:
+        settings = write_settings(
+            tmp_path,
+            sandbox={"image": tag},
+            network={"allow": [web.url], "ca_file": str(web.ca_file)},
+        )
+        async with connect_server(settings) as server:
+            run = await server.run(program(web, code), "curl")
+            assert run.value == [1, CSV], run.text
+            sent = len(web.requests)
+            again = await server.replay("rerun", "curl", run=run.run)
+            assert (again.status, again.value) == ("ok", run.value), again.text
+            assert len(web.requests) == sent
 
 
 async def test_a_credential_is_sent_and_never_comes_back(tmp_path: Path) -> None:
@@ -593,6 +707,59 @@ def ask(method, path):
                 answer = await server.wait_run(answer["run"], answers={question: "again"})
             assert (answer["status"], answer["value"]) == ("ok", ["ok", "released", "ok"]), answer
         assert [web.count(each) for each in ("/first", path, "/last")] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("received", "is_held"),
+    [(0, False), (1, True), (1, False), (2, True), (2, False), (3, True), (3, False)],
+)
+async def test_a_kill_at_each_boundary_of_an_approved_plan_sends_nothing_twice(
+    tmp_path: Path, received: int, is_held: bool
+) -> None:
+    """The server dies when so many of three requests arrived, the last one answered or not."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    paths = ["/first", "/second", "/third"]
+    if is_held:
+        paths[received - 1] = "/held"
+    with run_web_server(folder) as web:
+        settings = write_web_settings(tmp_path, web)
+        code = f"""
+import urllib.request
+def send(path):
+    return urllib.request.urlopen(U + path, b'x').read().decode()
+[send(path) for path in {paths}]"""
+        arguments = {"code": program(web, code), "session": "s", "dry_run": True}
+        async with start_ready_server(settings) as server, anyio.create_task_group() as tasks:
+            plan = await server.call_run_code(arguments, {})
+            assert (plan["status"], len(web.requests)) == ("waiting", 0), plan
+            tasks.start_soon(approve_until_death, server, plan["run"])
+            await wait_until(lambda: len(web.requests) >= received)
+            server.kill()
+        web.released.set()
+        async with start_ready_server(settings) as server:
+            answer = await server.wait_run(plan["run"])
+            while answer["status"] in ("running", "waiting"):
+                answers = {each["id"]: find_out(web, each) for each in answer["waiting_for"]}
+                more = {"answers": answers} if answers else {}
+                answer = await server.wait_run(answer["run"], **more)
+        assert answer["status"] == "ok", answer
+        assert [web.count(path) for path in paths] == [1, 1, 1], answer
+
+
+async def approve_until_death(server: KillableServer, run: str) -> None:
+    """Approve a plan; the server may die before it has carried it out."""
+    with suppress(ServerKilled):
+        await server.wait_run(run, answers={"*": "allow"})
+
+
+def find_out(web: WebServer, question: Mapping[str, Any]) -> Any:
+    """Return the answer to a question: the plan is approved, and `web` knows what it has got."""
+    if question["kind"] == "approval":
+        return "allow"
+    path = question["call"].partition(web.url)[2].partition("'")[0]
+    ok = {"status": 200, "reason": "OK", "headers": [], "body": {"text": "ok"}}
+    return {"result": ok} if web.count(path) else "again"
 
 
 async def test_a_download_whose_server_is_killed_is_an_error_and_can_be_repeated(

@@ -50,6 +50,7 @@ from ..capabilities.tools.resource_listing import (
     upstream_digest,
 )
 from ..capabilities.tools.upstream import open_upstreams
+from ..capabilities.uploads import Uploads
 from ..config import Config, Verdict
 from ..config.file_modes import make_private
 from ..config.shell_commands import format_command
@@ -91,7 +92,7 @@ from .background_work import (
 )
 
 FILES_PREFIX = "files"  # of calls that export files
-UPLOADS_PREFIX = "uploads"  # of calls that bring the content of such files
+UPLOADS_PREFIX = "uploads"  # of calls that bring such files, and large bodies of web requests
 MB = 1024 * 1024
 MAX_NAMED_SKILLS = 5  # in the instructions for clients
 MAX_QUERY_CHARS = 100_000  # of a call that searches tools or knowledge
@@ -270,9 +271,8 @@ async def open_app(
                 inputs.resolve_data,
                 lambda model, used, ms: observers.on_model_request(model, vars(used), ms),
             )
-            exporter = FileExporter(
-                config.server.export_dir, journal, config.sandbox.workspace_mb * MB
-            )
+            uploads = Uploads(journal, config.sandbox.workspace_mb * MB)
+            exporter = FileExporter(config.server.export_dir, journal.blobs, uploads)
             guides = GuideFolders(config.skills.folders)
             skill_store = SkillStore(config.skills.folder, config.skills.trusted_keys)
 
@@ -304,9 +304,7 @@ async def open_app(
                             target, effect="idempotent", destructive=False
                         ),
                     ),
-                    UPLOADS_PREFIX: Route(
-                        exporter.handle_upload, lambda _: "read", is_listed=False
-                    ),
+                    UPLOADS_PREFIX: Route(uploads.handle_call, lambda _: "read", is_listed=False),
                     "skills": Route(answer_skill_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read", is_billed=True),
                     "knowledge": Route(
@@ -323,7 +321,7 @@ async def open_app(
                 await add_package_routes(config, journal, router, answer_skill_call)
             if config.network.rules:
                 vault = make_vault(config, credentials_url)
-                await add_web_routes(config, journal, vault, router, optional)
+                await add_web_routes(config, journal, uploads, vault, router, optional)
             async with (
                 open_backend(config, lease.owner) as backend,
                 anyio.create_task_group() as background,
@@ -427,6 +425,7 @@ def build_tools_route(catalog: Catalog, policy: Policy) -> Route:
 async def add_web_routes(
     config: Config,
     journal: Journal,
+    uploads: Uploads,
     vault: OwnCredentials,
     router: Router,
     exit_stack: AsyncExitStack,
@@ -437,7 +436,7 @@ async def add_web_routes(
 
     rate = Rate(config.network.requests_per_minute)
     web = await exit_stack.enter_async_context(
-        open_web_requests(config.network, journal, vault, rate.count)
+        open_web_requests(config.network, journal, uploads, vault, rate.count)
     )
     router.add_route(
         "web",

@@ -1,16 +1,14 @@
 """Copies files that code exports to a folder of the user.
 
-The content comes with calls of its own, in pieces, because the host gets the files of a workspace
-only at the end of a run. The pieces are blobs of the journal, and the call that writes the file
-names them. So an export is a call like any other: a dry run plans it, a replay answers it from the
-recording and writes nothing, and a run that a crash has interrupted has the content still.
+The content comes ahead, in pieces (`uploads`), and the call that writes the file names them. So an
+export is a call like any other: a dry run plans it, and a replay answers it from the recording and
+writes nothing.
 
 Rule 1: nothing is overwritten: a file whose name is taken gets a number, unless it has the same
 content. So a call can be repeated. Nothing is followed or written outside the folder, and nobody
 but its owner can read what is written.
 Rule 2: a file appears when all of its content is there. What a killed server leaves half written
 is removed later.
-Rule 3: a run can send as many bytes as a workspace holds, on all servers that execute it.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import re
 import secrets
 import stat
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
@@ -29,67 +26,27 @@ from pathlib import Path
 from anyio.to_thread import run_sync
 
 from ..errors import CallFailed, JournalFailed, NotFound
-from ..journal.call_scope import CallScope, current_call_scope
-from ..journal.store import Journal
+from ..journal.blob_store import BlobStore
+from ..journal.call_scope import current_call_scope
 from ..protocol.payloads import JsonObject
+from .uploads import Uploads
 
 EXPORT_TARGET = "files.export"
-UPLOAD_TARGET = "uploads.piece"
 DRAFT_PREFIX = ".mcpruntime-draft-"
 DRAFT_NAME = re.compile(re.escape(DRAFT_PREFIX) + "[0-9a-f]{16}")
 MAX_DRAFT_AGE_S = 3600.0  # since it was written to; other servers may write into the folder, too
-MAX_PIECE_BYTES = 4 * 1024 * 1024
-MIN_CHARGE_BYTES = 4096  # of a piece, however small: it is a file of the journal
 MAX_NAME_BYTES = 200
 MAX_NUMBERED_NAMES = 1_000
-MAX_KNOWN_RUNS = 1_000
 READ_BYTES = 1 << 20
 
 
 class FileExporter:
-    """Writes exported files into `folder`; a run can send `max_run_bytes`."""
+    """Writes exported files into `folder`."""
 
-    def __init__(self, folder: Path, journal: Journal, max_run_bytes: int) -> None:
+    def __init__(self, folder: Path, blobs: BlobStore, uploads: Uploads) -> None:
         self.folder = folder
-        self._journal = journal
-        self._max_run_bytes = max_run_bytes
-        self._run_bytes: OrderedDict[str, int] = OrderedDict()  # received, by run
-
-    async def handle_upload(self, target: str, args: JsonObject) -> str:
-        """Keep a piece of a file and return its digest; raises `CallFailed`."""
-        if target != UPLOAD_TARGET:
-            raise CallFailed("not_found", f"There is no {target!r:.100}.")
-        scope = current_call_scope()
-        if len(scope.data) > MAX_PIECE_BYTES:
-            raise CallFailed("invalid_arguments", f"A piece has at most {MAX_PIECE_BYTES:,} bytes.")
-        if scope.run_id not in self._run_bytes:
-            recorded = await self._count_recorded_bytes(scope)
-            self._run_bytes.setdefault(scope.run_id, recorded)
-        received = self._run_bytes.pop(scope.run_id)
-        self._run_bytes[scope.run_id] = received  # as the run seen last
-        if len(self._run_bytes) > MAX_KNOWN_RUNS:
-            self._run_bytes.popitem(last=False)
-        received += max(len(scope.data), MIN_CHARGE_BYTES)
-        if received > self._max_run_bytes:
-            raise CallFailed(
-                "too_large",
-                f"A run can export {self._max_run_bytes:,} bytes, as many as its workspace holds.",
-                remedy="Export less, or raise [sandbox] workspace_mb.",
-            )
-        self._run_bytes[scope.run_id] = received
-        return await self._journal.put_blob(scope.data)
-
-    async def _count_recorded_bytes(self, scope: CallScope) -> int:
-        """Return what a run has sent to an earlier server, or long ago."""
-        pieces = await self._journal.load_call_texts(scope.session_id, scope.run_id, UPLOAD_TARGET)
-        return await run_sync(lambda: sum(map(self._charge_stored_piece, pieces)))
-
-    def _charge_stored_piece(self, digest: str) -> int:
-        try:
-            size = self._journal.blobs.blob_path(digest).stat().st_size
-        except (NotFound, OSError):
-            size = 0
-        return max(size, MIN_CHARGE_BYTES)
+        self._blobs = blobs
+        self._uploads = uploads
 
     async def handle_call(self, target: str, args: JsonObject) -> str:
         """Write a file and return its path; raises `CallFailed`."""
@@ -100,15 +57,15 @@ class FileExporter:
             raise CallFailed("invalid_arguments", "A file has a name and pieces.")
         if not all(isinstance(each, str) for each in pieces):
             raise CallFailed("invalid_arguments", "A piece is named by its digest.")
-        if len(pieces) > self._max_run_bytes // MAX_PIECE_BYTES + 1:
-            raise CallFailed("too_large", f"{len(pieces):,} pieces are too many for one file.")
-        path, size = await run_sync(self._write_pieces, check_export_name(name), pieces)
+        name = check_export_name(name)
+        await self._uploads.check_pieces(pieces)
+        path, size = await run_sync(self._write_pieces, name, pieces)
         current_call_scope().describe_call({"name": name, "size": size}, path)
         return path
 
     def _write_pieces(self, name: str, pieces: list[str]) -> tuple[str, int]:
         try:
-            path = write_file(self.folder, name, map(self._journal.blobs.get, pieces))
+            path = write_file(self.folder, name, map(self._blobs.get, pieces))
             return str(path), path.stat().st_size
         except NotFound:
             raise CallFailed(

@@ -15,6 +15,7 @@ from anyio.abc import SocketStream
 from mcpruntime_server.capabilities.credential_keys import CredentialKeys
 from mcpruntime_server.capabilities.credential_store import CredentialStore
 from mcpruntime_server.capabilities.own_credentials import OwnCredentials
+from mcpruntime_server.capabilities.uploads import Uploads
 from mcpruntime_server.capabilities.web.web_requests import WebRequests, open_web_requests
 from mcpruntime_server.config import NetworkSettings
 from mcpruntime_server.errors import CallFailed
@@ -43,6 +44,26 @@ HOSTILE_ANSWERS = {
     "a chunk without a size": HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
     "a negative chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nabc\r\n",
     "a chunk that is cut": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+    "a chunk that is longer than it says": HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+    "a chunk size before spaces": HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n5;"
+    + b" " * 60_000
+    + b"\nx\r\n",
+    "a chunk size without end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"x" * 500_000,
+    "a trailer of spaces": HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX:"
+    + b" " * 60_000
+    + b"\0\r\n\r\n",
+    "a trailer without end": HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"y" * 500_000,
+    "100,000 trailers": HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+    + b"X: y\r\n" * 100_000
+    + b"\r\n",
+    "another protocol": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nx",
+    "another version": b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "lines that end in another way": b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "a header of two lines": HEAD + b"X: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
     "an unknown coding": HEAD + b"Transfer-Encoding: zip\r\n\r\nab",
     "hints without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100_000,
 }
@@ -86,7 +107,9 @@ async def open_requests(folder: Path, **settings: Any) -> AsyncIterator[WebReque
     with ServerLease(folder) as lease:
         async with (
             open_journal(folder, lease) as journal,
-            open_web_requests(network, journal, vault, lambda _: 0.0) as requests,
+            open_web_requests(
+                network, journal, Uploads(journal, 0), vault, lambda _: 0.0
+            ) as requests,
         ):
             unused: Any = None
             enter_call_scope(CallScope("s", "r", "me", unused, unused, unused, ignore_summary))

@@ -3,8 +3,6 @@
 Rule 1: requests of different principals, or with different credentials, never share a connection. A
 server may take who logged in on a connection for the author of all that comes over it.
 Rule 2: a connection is kept only if the answer was read to its end and nothing followed.
-Rule 3: a server can send thousands of chunks at once. They are read in steps, and the event loop
-serves others in between.
 """
 
 from __future__ import annotations
@@ -15,36 +13,20 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import anyio
 
 from .addresses import AddressPolicy, find_addresses
-from .http_messages import (
-    BODILESS_STATUSES,
-    AnswerHead,
-    BrokenAnswer,
-    Request,
-    parse_chunk_size,
-    parse_head,
-)
+from .http_messages import AnswerHead, AnswerParser, BrokenAnswer, Request
 
 MAX_IN_USE = 256  # of one principal with one credential; other requests wait
 MAX_IDLE = 64  # of all
 MAX_IDLE_S = 5.0
 SWEEP_INTERVAL_S = 2.5
 MAX_BUFFER_BYTES = 64 * 1024  # that wait for a reader, before the server has to stop
-MAX_HEAD_BYTES = 64 * 1024
-MAX_LINE_BYTES = 8 * 1024  # of the size of a chunk, or of a trailer
-MAX_TRAILERS = 100
-MAX_HINTS = 32  # provisional answers before the answer
-STEP_CHUNKS = 500  # that are read before others are served
-SMALL_CHUNK_BYTES = 64  # on average in a step; after smaller ones, the server has to wait
-PAUSE_S = 0.01
 
-HEAD_END = re.compile(rb"\n\r?\n")
 TLS_PROBLEM = re.compile(r"certificate verify failed: ([^(]{1,120})")
 
 
@@ -70,8 +52,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.idle_since = 0.0
-        self.is_silent = True  # nothing has arrived since the last request
-        self._buffer = bytearray()
+        self._answer: AnswerParser | None = None  # to the last request
         self._is_paused = False  # reading
         self._has_ended = False
         self._problem: Exception | None = None  # with which it has ended
@@ -87,10 +68,15 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Keep what has arrived."""
-        self._buffer += data
-        self.is_silent = False
-        if len(self._buffer) > MAX_BUFFER_BYTES and not self._is_paused:
+        """Parse what has arrived; a server that sends what is no answer gets no more time."""
+        if self._answer is None or self._has_ended:
+            self._end(BrokenAnswer("it answered before it was asked"))
+            return
+        try:
+            self._answer.feed(data)
+        except BrokenAnswer as exc:
+            self._end(exc)
+        if len(self._answer.body) > MAX_BUFFER_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
         self._update.set()
@@ -102,7 +88,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is gone."""
-        self._has_ended, self._problem = True, exc
+        if not self._has_ended and exc is not None:
+            self._problem = BrokenAnswer("the connection broke")
+        self._has_ended = True
         self._update.set()
         self._can_write.set()
 
@@ -114,12 +102,26 @@ class Connection(asyncio.Protocol):
         """Let the writer go on."""
         self._can_write.set()
 
+    def _end(self, problem: Exception) -> None:
+        self._problem = self._problem or problem
+        self._has_ended = True
+        self._transport.abort()
+
     # requests and answers -------------------------------------------------------------------------
 
     @property
     def is_usable(self) -> bool:
-        """Whether an idle connection can be used: the server has not ended or sent anything."""
-        return not self._buffer and not self._has_ended and not self._transport.is_closing()
+        """Whether another request may follow: the answer was read, and the server waits."""
+        answer = self._answer
+        if self._has_ended or self._transport.is_closing() or answer is None:
+            return False
+        was_read = answer.is_complete and not answer.body and not answer.has_excess
+        return was_read and answer.head is not None and answer.head.keeps_connection
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing has arrived since the last request."""
+        return self._answer is None or not self._answer.has_begun
 
     def is_older(self, seconds: float) -> bool:
         """Return whether nobody has used the connection for so long."""
@@ -131,7 +133,7 @@ class Connection(asyncio.Protocol):
 
     async def send(self, request: Request, timeout_s: float) -> None:
         """Send a request. A server that stops reading may still answer: that is no failure here."""
-        self.is_silent = True
+        self._answer = AnswerParser(request.method)
         if isinstance(request.body, bytes):
             await self._write(request.encode_head() + request.body, timeout_s)
             return
@@ -151,128 +153,60 @@ class Connection(asyncio.Protocol):
 
     async def read_head(self, timeout_s: float) -> AnswerHead:
         """Return the head of the answer; raises `BrokenAnswer` or `TimeoutError`."""
-        for _ in range(MAX_HINTS):
-            searched = 0
-            while (end := HEAD_END.search(self._buffer, searched)) is None:
-                if len(self._buffer) > MAX_HEAD_BYTES:
-                    raise BrokenAnswer(f"its headers have more than {MAX_HEAD_BYTES:,} bytes")
-                searched = max(0, len(self._buffer) - 2)
-                await self._read_more(timeout_s)
-            head = parse_head(self._cut(end.start(), end.end()).removesuffix(b"\r"))
-            if head.status == 101:
-                raise BrokenAnswer("it wants to speak another protocol")
-            if head.status >= 200:
-                return head
-        raise BrokenAnswer(f"{MAX_HINTS} provisional answers came before the answer")
-
-    async def iter_sized(self, size: int, timeout_s: float) -> AsyncIterator[bytes]:
-        """Yield so many bytes as they arrive; raises `BrokenAnswer` or `TimeoutError`."""
-        while size:
-            if not self._buffer:
-                await self._read_more(timeout_s)
-            data = self._cut(min(size, len(self._buffer)))
-            size -= len(data)
-            yield data
-
-    async def iter_chunks(self, timeout_s: float) -> AsyncIterator[bytes]:
-        """Yield the content of chunks as it arrives; raises `BrokenAnswer` or `TimeoutError`."""
-        count = step_bytes = 0
-        while size := parse_chunk_size(await self._read_line(timeout_s)):
-            async for data in self.iter_sized(size, timeout_s):
-                yield data
-            if await self._read_line(timeout_s):
-                raise BrokenAnswer("a chunk is longer than it says")
-            count, step_bytes = count + 1, step_bytes + size
-            if count == STEP_CHUNKS:
-                are_small = step_bytes < STEP_CHUNKS * SMALL_CHUNK_BYTES
-                await anyio.sleep(PAUSE_S if are_small else 0)
-                count = step_bytes = 0
-        for _ in range(MAX_TRAILERS):
-            if not await self._read_line(timeout_s):
-                return
-        raise BrokenAnswer(f"it has more than {MAX_TRAILERS} trailers")
-
-    async def iter_all(self, timeout_s: float) -> AsyncIterator[bytes]:
-        """Yield what arrives until the server ends the connection; raises `TimeoutError`."""
-        while True:
-            if not self._buffer:
-                if self._problem is not None:
-                    raise BrokenAnswer("the connection broke")
-                if self._has_ended:
-                    return
-                with suppress(BrokenAnswer):
-                    await self._read_more(timeout_s)
-            if self._buffer:
-                yield self._cut(len(self._buffer))
-
-    async def _read_line(self, timeout_s: float) -> bytes:
-        while (end := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > MAX_LINE_BYTES:
-                raise BrokenAnswer(f"a line of it has more than {MAX_LINE_BYTES:,} bytes")
+        assert self._answer is not None
+        while self._answer.head is None:
             await self._read_more(timeout_s)
-        return self._cut(end, end + 1).removesuffix(b"\r")
+        return self._answer.head
 
-    def _cut(self, size: int, removed: int = 0) -> bytes:
-        """Return the first bytes that have arrived, and remove them, or more."""
-        with memoryview(self._buffer) as view:
-            data = bytes(view[:size])
-        del self._buffer[: removed or size]
-        return data
+    async def iter_body(self, timeout_s: float) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives; raises `BrokenAnswer` or `TimeoutError`."""
+        answer = self._answer
+        assert answer is not None
+        while answer.body or not answer.is_complete:
+            if answer.body:
+                data = answer.take_body()
+                if self._is_paused:
+                    self._is_paused = False
+                    self._transport.resume_reading()
+                yield data
+            elif self._has_ended and self._problem is None and answer.ends_with_connection:
+                return
+            else:
+                await self._read_more(timeout_s)
 
     async def _read_more(self, timeout_s: float) -> None:
         """Wait until more has arrived."""
         if self._has_ended:
-            raise BrokenAnswer("the connection ended before the answer did")
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+            raise self._problem or BrokenAnswer("the connection ended before the answer did")
         self._update.clear()
         async with asyncio.timeout(timeout_s):
             await self._update.wait()
-        if self._has_ended and not self._buffer:
-            raise BrokenAnswer("the connection ended before the answer did")
 
 
 class Answer:
     """An answer whose body is read as it arrives; its reader has to close it."""
 
     def __init__(
-        self, head: AnswerHead, connection: Connection, *, has_body: bool, timeout_s: float
+        self,
+        head: AnswerHead,
+        connection: Connection,
+        timeout_s: float,
+        take_back: Callable[[Connection], None],
     ) -> None:
         self.head = head
         self._connection = connection
-        self._is_complete = not has_body
         self._timeout_s = timeout_s
-        self._on_close: Callable[[], None] | None = None
-
-    @property
-    def leaves_connection(self) -> bool:
-        """Whether another request may follow on the connection."""
-        return self._is_complete and self.head.keeps_connection and self._connection.is_usable
-
-    def call_when_closed(self, on_close: Callable[[], None]) -> None:
-        """Let the pool take the connection back."""
-        self._on_close = on_close
+        self._take_back: Callable[[Connection], None] | None = take_back
 
     def close(self) -> None:
         """Give the connection back."""
-        on_close, self._on_close = self._on_close, None
-        if on_close is not None:
-            on_close()
+        take_back, self._take_back = self._take_back, None
+        if take_back is not None:
+            take_back(self._connection)
 
-    async def iter_body(self) -> AsyncIterator[bytes]:
+    def iter_body(self) -> AsyncIterator[bytes]:
         """Yield the body; raises `BrokenAnswer` or `TimeoutError`."""
-        if self._is_complete:
-            return
-        if self.head.is_chunked:
-            parts = self._connection.iter_chunks(self._timeout_s)
-        elif (size := self.head.length) is not None:
-            parts = self._connection.iter_sized(size, self._timeout_s)
-        else:
-            parts = self._connection.iter_all(self._timeout_s)
-        async for data in parts:
-            yield data
-        self._is_complete = True
+        return self._connection.iter_body(self._timeout_s)
 
 
 class ConnectionPool:
@@ -321,15 +255,12 @@ class ConnectionPool:
                 raise
             self._close_idle_to(destination)
             return await self._exchange(destination, request, room, False, timeout_s)
-        has_body = request.method != "HEAD" and head.status not in BODILESS_STATUSES
-        answer = Answer(head, connection, has_body=has_body, timeout_s=timeout_s)
 
-        def take_back() -> None:
+        def take_back(used: Connection) -> None:
             room.release()
-            self._keep_or_close(destination, connection, keeps=answer.leaves_connection)
+            self._keep_or_close(destination, used)
 
-        answer.call_when_closed(take_back)
-        return answer
+        return Answer(head, connection, timeout_s, take_back)
 
     async def _connect(self, destination: Destination, timeout_s: float) -> Connection:
         """Connect to the first address that answers."""
@@ -364,10 +295,8 @@ class ConnectionPool:
                 connection.close()
         return None
 
-    def _keep_or_close(
-        self, destination: Destination, connection: Connection, *, keeps: bool
-    ) -> None:
-        if keeps:
+    def _keep_or_close(self, destination: Destination, connection: Connection) -> None:
+        if connection.is_usable:
             connection.idle_since = time.monotonic()
             self._idle.append((destination, connection))
             for _, oldest in self._idle[:-MAX_IDLE]:

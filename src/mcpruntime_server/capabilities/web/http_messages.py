@@ -1,21 +1,26 @@
-"""Requests to web servers and the heads of their answers, as HTTP/1.1 writes them.
+"""Requests to web servers as HTTP/1.1 writes them, and the parser of their answers.
 
-Rule: an answer whose end could be read in two ways is refused.
+llhttp, which Node.js has, reads the answers: in linear time, and only if they can be read in one
+way. Pure Python parsers search headers with patterns, and one header of spaces holds the event loop
+of some of them for seconds. The lengths are limited here.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-MAX_HEADERS = 1_000
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpResponseParser,
+)
 
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\0\r\n]*))?")
-HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\0\r\n]*)")
-LENGTH = re.compile(rb"[0-9]{1,15}")
-CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\0\r\n]*)?")
-BODILESS_STATUSES = (204, 304)
+MAX_HEADERS = 1_000  # and trailers
+MAX_HINTS = 32  # provisional answers before the answer
+MAX_BODILESS_BYTES = 64 * 1024  # that arrive without a part of the body: a head, a line, trailers
+HTTP_VERSIONS = ("1.0", "1.1")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -44,65 +49,126 @@ class Request:
 class AnswerHead:
     """The status line and the headers of an answer."""
 
-    version: int  # 0 for HTTP/1.0, 1 for HTTP/1.1
     status: int
     reason: bytes
     headers: Headers
+    keeps_connection: bool  # the server takes another request on it
 
-    def find_values(self, name: bytes) -> list[bytes]:
-        """Return the parts of all headers with a name, both in lower case."""
-        values = [value for each, value in self.headers if each.lower() == name]
-        return [part.strip().lower() for value in values for part in value.split(b",")]
-
-    @property
-    def keeps_connection(self) -> bool:
-        """Whether the server takes another request on the connection."""
-        return self.version == 1 and b"close" not in self.find_values(b"connection")
+    def find_value(self, name: bytes) -> bytes | None:
+        """Return the value of a header by its name in lower case."""
+        return next((value for each, value in self.headers if each.lower() == name), None)
 
     @property
     def is_chunked(self) -> bool:
-        """Whether the body has chunks; raises `BrokenAnswer` if it has a coding that is unknown."""
-        codings = self.find_values(b"transfer-encoding")
-        if codings not in ([], [b"chunked"]):
-            raise BrokenAnswer(f"its transfer coding {codings[0][:80]!r} is not known")
-        return bool(codings)
+        """Whether the body has chunks."""
+        return self.find_value(b"transfer-encoding") is not None
 
     @property
     def length(self) -> int | None:
-        """The length of the body; None if the server does not say. Raises `BrokenAnswer`."""
-        values = set(self.find_values(b"content-length"))
-        if not values:
-            return None
-        value = values.pop()
-        if values or not LENGTH.fullmatch(value):
-            raise BrokenAnswer("it does not say in one way how long it is")
-        return int(value)
+        """The length of the body; None if the server does not say."""
+        value = self.find_value(b"content-length")
+        return None if value is None else int(value)
 
 
-def parse_head(data: bytes) -> AnswerHead:
-    """Return the head of an answer; raises `BrokenAnswer` if it is not one."""
-    first, *lines = [line.removesuffix(b"\r") for line in data.split(b"\n")]
-    found = STATUS_LINE.fullmatch(first)
-    if found is None:
-        raise BrokenAnswer("its first line is not that of an HTTP/1.1 answer")
-    if len(lines) > MAX_HEADERS:
-        raise BrokenAnswer(f"it has more than {MAX_HEADERS:,} headers")
-    headers: Headers = []
-    for line in lines:
-        if line.startswith((b" ", b"\t")) and headers:  # an old form: the value goes on
-            name, value = headers[-1]
-            headers[-1] = name, value + b" " + line.strip(b" \t")
-            continue
-        header = HEADER_LINE.fullmatch(line)
-        if header is None:
-            raise BrokenAnswer(f"this is not a header: {line[:80]!r}")
-        headers.append((header[1], header[2].strip(b" \t")))
-    return AnswerHead(int(found[1]), int(found[2]), found[3] or b"", headers)
+class AnswerParser:
+    """Parses the answer to one request as it arrives."""
 
+    def __init__(self, method: str) -> None:
+        self.head: AnswerHead | None = None
+        self.is_complete = False
+        self.has_begun = False  # something has arrived
+        self.has_excess = False  # something followed the answer
+        self.body = bytearray()  # what nobody has taken yet
+        self._has_body = method != "HEAD"
+        self._bodiless_bytes = 0
+        self._hints = 0
+        self._header_count = 0
+        self._reason = b""
+        self._headers: Headers = []
+        self._parser = HttpResponseParser(self)
 
-def parse_chunk_size(line: bytes) -> int:
-    """Return the size of a chunk; raises `BrokenAnswer`."""
-    found = CHUNK_SIZE.fullmatch(line)
-    if found is None:
-        raise BrokenAnswer("the size of a chunk is not a number")
-    return int(found[1], 16)
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether the end of the connection is the end of the body."""
+        head = self.head
+        return head is not None and not head.is_chunked and head.length is None
+
+    def feed(self, data: bytes) -> None:
+        """Parse what has arrived; raises `BrokenAnswer`."""
+        self.has_begun = True
+        self._bodiless_bytes += len(data)
+        try:
+            if not self.is_complete:
+                self._parser.feed_data(data)
+            else:
+                self.has_excess = True
+        except HttpParserUpgrade:
+            raise BrokenAnswer("it wants to speak another protocol") from None
+        except HttpParserError as exc:
+            if self.is_complete:
+                self.has_excess = True
+            elif isinstance(exc, HttpParserCallbackError) and exc.__context__ is not None:
+                raise exc.__context__ from None
+            else:
+                raise BrokenAnswer(str(exc)) from None
+        if self._bodiless_bytes > MAX_BODILESS_BYTES and not self.is_complete:
+            raise BrokenAnswer(f"its headers have more than {MAX_BODILESS_BYTES:,} bytes")
+
+    def take_body(self) -> bytes:
+        """Return what has arrived of the body, and forget it."""
+        data = bytes(self.body)
+        self.body.clear()
+        return data
+
+    # what llhttp calls ----------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Note that another answer follows, if there is one already."""
+        if self.is_complete:
+            self.has_excess = True
+
+    def on_status(self, reason: bytes) -> None:
+        """Keep a part of the reason phrase."""
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; forget a trailer."""
+        self._header_count += 1
+        if self._header_count > MAX_HEADERS:
+            raise BrokenAnswer(f"it has more than {MAX_HEADERS:,} headers")
+        if self.head is None:
+            self._headers.append((name, value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Keep the head, unless it is that of a provisional answer."""
+        if self.is_complete:
+            return
+        status, version = self._parser.get_status_code(), self._parser.get_http_version()
+        if status < 100 or version not in HTTP_VERSIONS:
+            raise BrokenAnswer(f"it is an answer of HTTP {version} with the status {status}")
+        if status < 200:
+            return
+        keeps_connection = self._parser.should_keep_alive()
+        head = AnswerHead(status, self._reason, self._headers, keeps_connection)
+        coding = head.find_value(b"transfer-encoding")
+        if coding is not None and coding.lower() != b"chunked":
+            raise BrokenAnswer(f"its transfer coding {coding[:80]!r} is not known")
+        self.head = head
+        self.is_complete = not self._has_body
+
+    def on_body(self, data: bytes) -> None:
+        """Keep a part of the body."""
+        if self.is_complete:
+            self.has_excess = True
+        else:
+            self.body += data
+            self._bodiless_bytes = 0
+
+    def on_message_complete(self) -> None:
+        """Note that the answer has ended, or expect the next one after a provisional one."""
+        self.is_complete = self.is_complete or self.head is not None
+        if not self.is_complete:
+            self._hints += 1
+            if self._hints > MAX_HINTS:
+                raise BrokenAnswer(f"{MAX_HINTS} provisional answers came before the answer")
+            self._reason, self._headers = b"", []

@@ -29,6 +29,7 @@ from ...journal.events import Effect
 from ...journal.store import Journal
 from ...protocol.payloads import JsonObject
 from ..own_credentials import OwnCredentials
+from ..uploads import Uploads
 from .addresses import AddressPolicy, make_tls_context
 from .connections import Answer, ConnectionFailed, ConnectionPool, Destination
 from .http_messages import AnswerHead, BrokenAnswer, Request
@@ -73,6 +74,7 @@ class WebRequests:
         pool: ConnectionPool,
         responses: OpenResponses,
         journal: Journal,
+        uploads: Uploads,
         count_request: Callable[[str], float],
         credentials: HostCredentials,
     ) -> None:
@@ -80,6 +82,7 @@ class WebRequests:
         self._pool = pool
         self._responses = responses
         self._journal = journal
+        self._uploads = uploads
         self._count_request = count_request
         self._allow = [parse_rule(text) for text in settings.allow]
         self._ask = [parse_rule(text) for text in settings.ask]
@@ -120,6 +123,8 @@ class WebRequests:
         content = check_body(args.get("body"))
         scope = current_call_scope()
         self._responses.check_room(scope.session_id)
+        if isinstance(content, list):
+            await self._uploads.check_pieces(content)
         if wait_s := self._count_request(scope.session_id):
             limit = self._settings.requests_per_minute
             raise CallFailed(
@@ -317,6 +322,7 @@ def summarize_request(address: WebAddress, body: Any) -> JsonObject:
 async def open_web_requests(
     settings: NetworkSettings,
     journal: Journal,
+    uploads: Uploads,
     vault: OwnCredentials,
     count_request: Callable[[str], float],
 ) -> AsyncIterator[WebRequests]:
@@ -330,5 +336,5 @@ async def open_web_requests(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(responses.close_idle)
         tasks.start_soon(pool.close_idle)
-        yield WebRequests(settings, pool, responses, journal, count_request, credentials)
+        yield WebRequests(settings, pool, responses, journal, uploads, count_request, credentials)
         tasks.cancel_scope.cancel()
