@@ -1,5 +1,8 @@
 """Connections of HTTP clients: many may be open, and none of them keeps others out.
 
+llhttp reads the requests, in linear time. Parsers in pure Python search headers with patterns: one
+header of blanks holds the event loop of h11 for seconds.
+
 uvicorn lets a client take any time to send a request and to read a response, and counts connections
 that do nothing. Here a request has to arrive in `RECEIVE_TIMEOUT_S`, and a response is read within
 `UNREAD_TIMEOUT_S` of its last part. A new connection takes the place of the one that has been
@@ -16,9 +19,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import anyio
-import h11
 from starlette.types import Receive, Scope
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .request_checks import MAX_HEADER_BYTES
 
 MAX_CONNECTIONS = 1_000
 SPARE_CONNECTIONS = 100  # when all others are busy with requests; the next ones get 503
@@ -32,8 +36,8 @@ MAX_FILES = 65_536  # that the process opens, connections included
 MAX_UNSENT_BYTES = 32 * 1024  # that wait for a client to read, before more of a response does
 MAX_JOINED_BYTES = 64 * 1024  # that wait for the rest of what is written in the same turn
 ABORT_KEY = "abort_connection"  # in the state of a request
+TOO_LONG_TEXT = "The headers of the request, or the lines between parts of its body, are too long."
 CANCEL_KEY = "cancel_when_closed"  # in the state of a request
-UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that has not sent all of a request
 
 
 class JoinedWrites(asyncio.Transport):
@@ -90,7 +94,7 @@ class JoinedWrites(asyncio.Transport):
         self._transport.resume_reading()
 
 
-class HttpConnection(H11Protocol):
+class HttpConnection(HttpToolsProtocol):
     """One connection; its client must send requests in time."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -102,13 +106,14 @@ class HttpConnection(H11Protocol):
             CANCEL_KEY: self._cancel_when_closed,
         }
         self.waits_since = self.loop.time()  # for its client
+        self._bodiless_bytes = 0  # that arrived since the last headers, or part of a body
         self._deadline: asyncio.TimerHandle | None = None
         self._unread_deadline: asyncio.TimerHandle | None = None
 
     @property
     def is_waiting(self) -> bool:
         """Whether the client has to send something, not the server."""
-        return self.conn.their_state in UNFINISHED
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first request."""
@@ -129,12 +134,25 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client has sent."""
+        """Take what the client has sent; headers that are too long are not taken whole."""
+        self._bodiless_bytes += len(data)
         super().data_received(data)
+        if self._bodiless_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response(TOO_LONG_TEXT)
         if not self.is_waiting:
             self._stop_deadline()
         elif self._deadline is None and not self.transport.is_closing():
             self._start_deadline()
+
+    def on_headers_complete(self) -> None:
+        """Start to answer a request."""
+        self._bodiless_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._bodiless_bytes = 0
+        super().on_body(body)
 
     def pause_writing(self) -> None:
         """Wait for the client to read; it has `UNREAD_TIMEOUT_S`."""
@@ -151,7 +169,7 @@ class HttpConnection(H11Protocol):
         self._writes.flush()
         self.waits_since = self.loop.time()
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:
+        if self.cycle.more_body:
             self._stop_deadline()
             self._start_deadline(LINGER_S)
 

@@ -31,7 +31,7 @@ from .http_connections import (
 from .mcp_endpoint import McpEndpoint, OpenMcpServer, PrincipalServers
 from .operations import Operations
 from .problems import handle_failure, handle_http_exception
-from .request_checks import MAX_HEADER_BYTES, RequestChecks, allowed_headers
+from .request_checks import RequestChecks, allowed_headers
 
 MCP_PATH = "/mcp"
 GRACE_S = 5  # for requests to end when the server stops
@@ -108,7 +108,6 @@ async def run_http_server(
                 forwarded_allow_ips=list(settings.proxies),
                 http=HttpConnection,
                 ws="none",
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 backlog=MAX_ACCEPTED_PER_TURN,
                 limit_concurrency=MAX_CONNECTIONS + SPARE_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
