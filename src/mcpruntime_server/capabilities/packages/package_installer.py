@@ -30,7 +30,7 @@ from .requirements import (
     parse_request,
     parse_requirements,
 )
-from .resolution_cache import ResolutionCache, make_key
+from .resolution_cache import ResolutionCache
 from .resolver import ResolvedWheel, WheelSource
 from .wheel_cache import DIGEST, WheelCache, read_chunks
 
@@ -85,7 +85,7 @@ class PackageInstaller:
         scope = current_call_scope()
         shown = {"requirements": args["requirements"]}
         scope.describe_call(shown, "")
-        wheels = await run_sync(self._resolutions.find, make_key(request))
+        wheels = await run_sync(self._resolutions.find, request)
         if wheels is None or not await run_sync(self._has_all, wheels):
             async with self._downloads:
                 wheels = await self._fetch(request, scope.report_progress)
@@ -122,7 +122,7 @@ class PackageInstaller:
 
     async def _fetch(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
         """Return the needed wheels, all of which are then in the cache and in the journal."""
-        wheels = await run_sync(self._resolutions.find, make_key(request))
+        wheels = await run_sync(self._resolutions.find, request)
         if wheels is None:
             wheels = await self._resolve(request, report)
         if len(wheels) > MAX_WHEELS:
@@ -138,15 +138,14 @@ class PackageInstaller:
     async def _resolve(
         self, request: PackageRequest, report: ReportProgress
     ) -> list[ResolvedWheel]:
-        key = make_key(request)
         try:
             wheels = await self._source.resolve(request, report)
         except CallFailed:
-            outdated = await run_sync(self._resolutions.find, key, inf)
+            outdated = await run_sync(self._resolutions.find, request, inf)
             if outdated is None:
                 raise
             return outdated
-        await run_sync(self._resolutions.keep, key, wheels)
+        await run_sync(self._resolutions.keep, request, wheels)
         return wheels
 
     async def _download(

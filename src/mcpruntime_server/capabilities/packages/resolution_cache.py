@@ -27,9 +27,11 @@ class ResolutionCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, key: str, max_age_s: float = MAX_AGE_S) -> list[ResolvedWheel] | None:
-        """Return a stored resolution, unless it is too old."""
-        path = self._folder / f"{key}.json"
+    def find(
+        self, request: PackageRequest, max_age_s: float = MAX_AGE_S
+    ) -> list[ResolvedWheel] | None:
+        """Return the stored resolution of a request, unless it is too old."""
+        path = self._find_path(request)
         try:
             if time.time() - path.stat().st_mtime > max_age_s:
                 return None
@@ -38,15 +40,14 @@ class ResolutionCache:
         except (OSError, ValueError, TypeError):
             return None
 
-    def keep(self, key: str, wheels: Sequence[ResolvedWheel]) -> None:
-        """Store a resolution."""
-        path = self._folder / f"{key}.json"
+    def keep(self, request: PackageRequest, wheels: Sequence[ResolvedWheel]) -> None:
+        """Store the resolution of a request."""
+        path = self._find_path(request)
         write_atomically(path, json.dumps([asdict(wheel) for wheel in wheels]).encode())
         os.utime(path)  # it may have been there
 
-
-def make_key(request: PackageRequest) -> str:
-    """Return the key under which the resolution of a request is stored."""
-    installed = sorted(request.installed.items())
-    parts = [sorted(map(str, request.requirements)), installed, vars(request.platform)]
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _find_path(self, request: PackageRequest) -> Path:
+        installed = sorted(request.installed.items())
+        parts = [sorted(map(str, request.requirements)), installed, vars(request.platform)]
+        key = sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return self._folder / f"{key}.json"

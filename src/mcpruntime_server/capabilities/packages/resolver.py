@@ -14,16 +14,18 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import anyio
 from anyio.to_thread import run_sync
 from packaging.utils import canonicalize_name
+from typing_extensions import override
 
 from ...errors import CallFailed
 from ...journal.progress import ReportProgress
@@ -66,19 +68,40 @@ class ResolvedWheel:
     size: int = 0
 
 
-class WheelSource(Protocol):
-    """Finds wheels in the user's indexes."""
+class WheelSource(ABC):
+    """A program that finds wheels in the user's indexes, of at most `max_bytes` each."""
 
-    name: str
+    name: ClassVar[str]
 
+    def __init__(self, max_bytes: int, resolve_timeout_s: float = RESOLVE_TIMEOUT_S) -> None:
+        self._max_bytes = max_bytes
+        self._resolve_timeout_s = resolve_timeout_s
+
+    @abstractmethod
     def find_problem(self) -> str:
         """Return why it cannot be used; "" if it can."""
-        ...
 
     async def resolve(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
         """Return the wheels that a sandbox needs and does not have; raises `CallFailed`."""
-        ...
+        with TemporaryDirectory(prefix="mcpruntime-packages-") as folder:
+            found = await self._write_report(request, Path(folder), report)
+            data = await anyio.Path(found).read_bytes()
+        if len(data) > MAX_REPORT_BYTES:
+            raise CallFailed("too_large", "These packages need too many others.")
+        wheels = self._parse_report(data)
+        return [wheel for wheel in wheels if request.installed.get(wheel.name) != wheel.version]
 
+    @abstractmethod
+    async def _write_report(
+        self, request: PackageRequest, folder: Path, report: ReportProgress
+    ) -> Path:
+        """Return the file in `folder` that names the wheels; raises `CallFailed`."""
+
+    @abstractmethod
+    def _parse_report(self, data: bytes) -> list[ResolvedWheel]:
+        """Return the wheels that a report names; raises `CallFailed`."""
+
+    @abstractmethod
     async def download(
         self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
     ) -> Path:
@@ -86,7 +109,6 @@ class WheelSource(Protocol):
 
         Whether it has the right digest is for others to check.
         """
-        ...
 
 
 def choose_source(tool: PackageTool, max_bytes: int) -> WheelSource:
@@ -113,110 +135,96 @@ def is_pip_set_up() -> bool:
     return False
 
 
-class PipSource:
+class PipSource(WheelSource):
     """Asks pip."""
 
     name = "pip"
 
-    def __init__(
-        self,
-        max_bytes: int,
-        resolve_timeout_s: float = RESOLVE_TIMEOUT_S,
-        download_timeout_s: float = DOWNLOAD_TIMEOUT_S,
-    ) -> None:
-        self._max_bytes = max_bytes
-        self._resolve_timeout_s = resolve_timeout_s
-        self._download_timeout_s = download_timeout_s
-
+    @override
     def find_problem(self) -> str:
-        """Return that pip is missing, if it is."""
         return "" if find_spec("pip") else NO_PIP
 
-    async def resolve(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
-        """Return the wheels that a sandbox needs and does not have; raises `CallFailed`."""
-        with TemporaryDirectory(prefix="mcpruntime-packages-") as folder:
-            found, constraints = Path(folder, "report.json"), Path(folder, "constraints.txt")
-            await anyio.Path(constraints).write_text(list_constraints(request.installed))
-            command = ["install", "--dry-run", "--ignore-installed", "--report", str(found)]
-            command += [*PIP_OPTIONS, "--target", str(Path(folder, "target"))]
-            command += ["--constraint", str(constraints), *request.platform.list_options(), "--"]
-            command += map(str, request.requirements)
-            await self._run(command, folder, self._resolve_timeout_s, "finding packages", report)
-            data = await read_report(found)
-        items = json.loads(data).get("install", [])
-        wheels = [parse_pip_wheel(item) for item in items]
-        return [wheel for wheel in wheels if request.installed.get(wheel.name) != wheel.version]
+    @override
+    async def _write_report(
+        self, request: PackageRequest, folder: Path, report: ReportProgress
+    ) -> Path:
+        found = folder / "report.json"
+        constraints = await write_constraints(request, folder)
+        command = ["install", "--dry-run", "--ignore-installed", "--report", str(found)]
+        command += [*PIP_OPTIONS, "--target", str(folder / "target")]
+        command += ["--constraint", str(constraints), *request.platform.list_options(), "--"]
+        command += map(str, request.requirements)
+        watch = FolderWatch(folder, "finding packages", 0, report)
+        await self._run(command, self._resolve_timeout_s, watch)
+        return found
 
+    @override
+    def _parse_report(self, data: bytes) -> list[ResolvedWheel]:
+        return [parse_pip_wheel(item) for item in json.loads(data).get("install", [])]
+
+    @override
     async def download(
         self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
     ) -> Path:
-        """Download a wheel into `folder` and return its path; raises `CallFailed`."""
         target = folder / "wheels"
         command = ["download", *PIP_OPTIONS, "--no-deps", "--dest", str(target)]
         command += [*platform.list_options(), "--", f"{wheel.name}=={wheel.version}"]
-        action = f"downloading {wheel.name} {wheel.version}"
-        await self._run(command, str(folder), self._download_timeout_s, action, report)
+        watch = FolderWatch(folder, f"downloading {wheel.name} {wheel.version}", 0, report)
+        await self._run(command, DOWNLOAD_TIMEOUT_S, watch)
         found = [each for each in await run_sync(os.listdir, target) if each.endswith(".whl")]
         if len(found) != 1:
             message = f"The index offers no wheel of {wheel.name} {wheel.version}."
             raise CallFailed("protocol", message)
         return target / found[0]
 
-    async def _run(
-        self,
-        arguments: Sequence[str],
-        folder: str,
-        timeout_s: float,
-        action: str,
-        report: ReportProgress,
-    ) -> None:
-        variables = {"PIP_NO_COLOR": "1", "PYTHONSAFEPATH": "1", "TMPDIR": folder}
+    async def _run(self, arguments: Sequence[str], timeout_s: float, watch: FolderWatch) -> None:
+        variables = {"PIP_NO_COLOR": "1", "PYTHONSAFEPATH": "1", "TMPDIR": str(watch.folder)}
         command = [sys.executable, "-m", "pip", *arguments]
-        watch = FolderWatch(Path(folder), action, 0, report)
         await run_bounded(command, variables, self._max_bytes, timeout_s, watch, explain_pip)
 
 
-class UvSource:
+class UvSource(WheelSource):
     """Asks uv, which names the address of each wheel; a process of ours downloads it."""
 
     name = "uv"
 
     def __init__(self, uv: str, max_bytes: int) -> None:
+        super().__init__(max_bytes)
         self._uv = uv
-        self._max_bytes = max_bytes
 
+    @override
     def find_problem(self) -> str:
-        """Return that uv is missing, if it is."""
         return "" if self._uv else NO_UV
 
-    async def resolve(self, request: PackageRequest, report: ReportProgress) -> list[ResolvedWheel]:
-        """Return the wheels that a sandbox needs and does not have; raises `CallFailed`."""
+    @override
+    async def _write_report(
+        self, request: PackageRequest, folder: Path, report: ReportProgress
+    ) -> Path:
         if not self._uv:
             raise CallFailed("unavailable", NO_UV, remedy=NO_UV_REMEDY)
-        with TemporaryDirectory(prefix="mcpruntime-packages-") as name:
-            folder = Path(name)
-            found, constraints = folder / "pylock.toml", folder / "constraints.txt"
-            wanted = folder / "requirements.in"
-            await anyio.Path(constraints).write_text(list_constraints(request.installed))
-            await anyio.Path(wanted).write_text("\n".join(map(str, request.requirements)))
-            command = [self._uv, "pip", "compile", *UV_OPTIONS, "--output-file", str(found)]
-            command += ["--constraints", str(constraints), "--python", sys.executable]
-            command += ["--python-version", request.platform.python]
-            command += ["--python-platform", name_uv_platform(request.platform), str(wanted)]
-            watch = FolderWatch(folder, "finding packages", 0, report)
-            variables = {"NO_COLOR": "1", "UV_PYTHON_DOWNLOADS": "never"}
-            await run_bounded(
-                command, variables, self._max_bytes, RESOLVE_TIMEOUT_S, watch, explain_uv
-            )
-            data = await read_report(found)
-        items = tomllib.loads(data.decode()).get("packages", [])
-        wheels = [parse_uv_wheel(item) for item in items]
-        return [wheel for wheel in wheels if request.installed.get(wheel.name) != wheel.version]
+        found, wanted = folder / "pylock.toml", folder / "requirements.in"
+        constraints = await write_constraints(request, folder)
+        await anyio.Path(wanted).write_text("\n".join(map(str, request.requirements)))
+        command = [self._uv, "pip", "compile", *UV_OPTIONS, "--output-file", str(found)]
+        command += ["--constraints", str(constraints), "--python", sys.executable]
+        command += ["--python-version", request.platform.python]
+        command += ["--python-platform", name_uv_platform(request.platform), str(wanted)]
+        variables = {"NO_COLOR": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        watch = FolderWatch(folder, "finding packages", 0, report)
+        await run_bounded(
+            command, variables, self._max_bytes, self._resolve_timeout_s, watch, explain_uv
+        )
+        return found
 
+    @override
+    def _parse_report(self, data: bytes) -> list[ResolvedWheel]:
+        items = tomllib.loads(data.decode()).get("packages", [])
+        return [parse_uv_wheel(item) for item in items]
+
+    @override
     async def download(
         self, wheel: ResolvedWheel, platform: Platform, folder: Path, report: ReportProgress
     ) -> Path:
-        """Download a wheel into `folder` and return its path; raises `CallFailed`."""
         check_size(wheel, self._max_bytes)
         path = folder / f"{wheel.name}-{wheel.version}.whl"
         command = [sys.executable, wheel_download.__file__, wheel.url, str(path)]
@@ -228,20 +236,15 @@ class UvSource:
         return path
 
 
-# what the programs report -------------------------------------------------------------------------
+# what the programs read and report ---------------------------------------------------------------
 
 
-def list_constraints(installed: Mapping[str, str]) -> str:
-    """Return the content of a file that holds the installed versions."""
-    return "\n".join(f"{name}=={version}" for name, version in installed.items())
-
-
-async def read_report(path: Path) -> bytes:
-    """Return the report of a program; raises `CallFailed` if it is too large."""
-    data = await anyio.Path(path).read_bytes()
-    if len(data) > MAX_REPORT_BYTES:
-        raise CallFailed("too_large", "These packages need too many others.")
-    return data
+async def write_constraints(request: PackageRequest, folder: Path) -> Path:
+    """Write a file that holds the installed versions, and return its path."""
+    path = folder / "constraints.txt"
+    lines = [f"{name}=={version}" for name, version in request.installed.items()]
+    await anyio.Path(path).write_text("\n".join(lines))
+    return path
 
 
 def parse_pip_wheel(item: Any) -> ResolvedWheel:
@@ -315,7 +318,7 @@ class FolderWatch:
     """Reports how much a process has written into a folder; `total` bytes come, if not 0."""
 
     def __init__(self, folder: Path, action: str, total: int, report: ReportProgress) -> None:
-        self._folder = folder
+        self.folder = folder
         self._action = action
         self._total = f" of {total / MB:.1f}" if total else ""
         self._report = report
@@ -324,7 +327,7 @@ class FolderWatch:
         """Report until it is cancelled."""
         while True:
             await anyio.sleep(PROGRESS_INTERVAL_S)
-            size = await run_sync(measure_folder, self._folder)
+            size = await run_sync(measure_folder, self.folder)
             self._report(f"{self._action}: {size / MB:.1f}{self._total} MB")
 
 
