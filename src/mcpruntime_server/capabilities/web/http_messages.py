@@ -96,23 +96,22 @@ class AnswerParser:
     def feed(self, data: bytes) -> None:
         """Parse what has arrived; raises `BrokenAnswer`."""
         self.has_begun = True
+        if self.is_complete:
+            self.has_excess = True
+            return
         self._bodiless_bytes += len(data)
         try:
-            if not self.is_complete:
-                self._parser.feed_data(data)
-            else:
-                self.has_excess = True
+            self._parser.feed_data(data)
         except HttpParserUpgrade:
             raise BrokenAnswer("it wants to speak another protocol") from None
         except HttpParserError as exc:
-            if self.is_complete:
-                self.has_excess = True
-            elif isinstance(exc, HttpParserCallbackError) and exc.__context__ is not None:
-                raise exc.__context__ from None
-            else:
-                raise BrokenAnswer(str(exc)) from None
+            if not self.is_complete:
+                raise find_problem(exc) from None
+            self.has_excess = True
         if self._bodiless_bytes > MAX_BODILESS_BYTES and not self.is_complete:
-            raise BrokenAnswer(f"its headers have more than {MAX_BODILESS_BYTES:,} bytes")
+            raise BrokenAnswer(
+                f"more than {MAX_BODILESS_BYTES:,} bytes brought nothing of its body"
+            )
 
     def take_body(self) -> bytes:
         """Return what has arrived of the body, and forget it."""
@@ -172,3 +171,10 @@ class AnswerParser:
             if self._hints > MAX_HINTS:
                 raise BrokenAnswer(f"{MAX_HINTS} provisional answers came before the answer")
             self._reason, self._headers = b"", []
+
+
+def find_problem(exc: HttpParserError) -> BaseException:
+    """Return what llhttp found, or what one of the functions that it called has raised."""
+    if isinstance(exc, HttpParserCallbackError) and exc.__context__ is not None:
+        return exc.__context__
+    return BrokenAnswer(str(exc))
