@@ -90,6 +90,7 @@ ATTACKS: dict[str, Attack] = {
         "10,000 JSON values",
         lambda n: [b"data: ", answer(n, "[" + "{}," * 99_999 + "1]"), b"\n\n"],
     ),
+    "blank_header": (f"{JSON}\r\nx:{' ' * 60_000}\x00", "up", lambda n: [answer(n, "1")]),
     "endless_events": (EVENTS, "messages a second", lambda n: repeat(log_event(1) * 100)),
     "endless_comments": (EVENTS, "messages a second", lambda n: repeat(b": nothing\n" * 1_000)),
 }

@@ -117,6 +117,9 @@ async def _open_http(
         if response.status_code == 404 and SESSION_HEADER in response.request.headers:
             state.is_session_expired = True
 
+    from .linear_h11 import make_h11_linear  # h11 is imported for HTTP alone
+
+    make_h11_linear()
     client = BoundedClient(
         state.messages,
         state.stash,
