@@ -123,8 +123,6 @@ class WebRequests:
         content = check_body(args.get("body"))
         scope = current_call_scope()
         self._responses.check_room(scope.session_id)
-        if isinstance(content, list):
-            await self._uploads.check_pieces(content)
         if wait_s := self._count_request(scope.session_id):
             limit = self._settings.requests_per_minute
             raise CallFailed(
@@ -132,6 +130,8 @@ class WebRequests:
                 f"This session has sent more than {limit} web requests in a minute.",
                 remedy=f"Wait {ceil(wait_s)} s, or ask for more at once.",
             )
+        if isinstance(content, list):
+            await self._uploads.check_pieces(content)
         credential = await self._credentials.find(address, scope.principal)
         if credential is not None:
             headers = credential.apply(headers)
