@@ -595,34 +595,33 @@ def test_there_are_thirty_programs() -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 30, 10))
-async def test_programs_are_replayed_rebuilt_forked_and_rewound_when_the_web_is_gone(
+async def test_programs_are_rebuilt_replayed_forked_and_rewound_when_the_web_is_gone(
     tmp_path: Path, first: int
 ) -> None:
     programs = dict(list(DATA_PROGRAMS.items())[first : first + 10])
     folder = tmp_path / "web"
     folder.mkdir()
-    runs = []
+    runs = {}
     await image.build_image(SandboxSettings(packages=PACKAGES), print)
     with run_web_server(folder) as web:
         settings = write_web_settings(tmp_path, web)
-        async with connect_server(settings) as connection:
-            for code in programs.values():
-                runs.append(await connection.run(program(web, f"{code}\n{SHOW_STATE}"), "kept"))
-                assert runs[-1].status == "ok", runs[-1].text
-    values = dict(zip(programs, (run.value[0] for run in runs), strict=True))
-    for name in programs.keys() & EXPECTED_VALUES.keys():
-        assert values[name] == EXPECTED_VALUES[name]
-    async with connect_server(settings) as connection:
-        assert await connection.evaluate(SHOW_STATE, "kept") == runs[-1].value
-        for run in runs:
-            again = await connection.replay("rerun", "kept", run=run.run)
+        async with connect_server(settings) as server:
+            for number, (name, code) in enumerate(programs.items()):
+                session = f"program-{number}"
+                run = await server.run(program(web, f"{code}\n{SHOW_STATE}"), session)
+                assert run.status == "ok", run.text
+                assert run.value[0] == EXPECTED_VALUES.get(name, run.value[0])
+                runs[session] = run
+    async with connect_server(settings) as server:
+        for session, run in runs.items():
+            assert await server.evaluate(SHOW_STATE, session) == run.value
+            again = await server.replay("rerun", session, run=run.run)
             assert (again.status, again.value) == ("ok", run.value), again.text
-        for step, run in enumerate(runs, 1):
-            fork = await connection.replay("fork", "kept", step=step)
-            assert await connection.evaluate(SHOW_STATE, fork.session) == run.value
-        for step in range(len(runs), 0, -1):
-            await connection.replay("rewind", "kept", step=step)
-            assert await connection.evaluate(SHOW_STATE, "kept") == runs[step - 1].value
+            fork = await server.replay("fork", session, step=1)
+            await server.run("value = 0\nopen('new', 'w').close()", session)
+            assert await server.evaluate(SHOW_STATE, fork.session) == run.value
+            await server.replay("rewind", session, step=1)
+            assert await server.evaluate(SHOW_STATE, session) == run.value
 
 
 async def test_curl_is_used_where_the_image_has_it(tmp_path: Path, web: WebServer) -> None:
