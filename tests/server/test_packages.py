@@ -77,6 +77,8 @@ async def packages(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pa
 async def test_code_is_told_how_to_ask_and_gets_what_it_asks_for(packages: Packages) -> None:
     failed = await packages.server.run("import greeter", "asks")
     assert "packages.install('greeter') adds it." in failed.text
+    failed = await packages.server.run("import cv2", "asks")
+    assert "packages.install('opencv-python-headless') adds it." in failed.text
     code = "before = 1\nadded = packages.install('greeter')\nimport greeter\nadded, greeter.greet()"
     assert await packages.server.evaluate(code, "asks") == [
         {"greeter": "2.0", "helper": "1.1"},
