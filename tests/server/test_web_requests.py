@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -737,7 +738,7 @@ def send(path):
             server.kill()
         web.released.set()
         async with start_ready_server(settings) as server:
-            answer = await server.wait_run(plan["run"])
+            answer = await approve_again(server, plan["run"])
             while answer["status"] in ("running", "waiting"):
                 answers = {each["id"]: find_out(web, each) for each in answer["waiting_for"]}
                 more = {"answers": answers} if answers else {}
@@ -752,10 +753,19 @@ async def approve_until_death(server: KillableServer, run: str) -> None:
         await server.wait_run(run, answers={"*": "allow"})
 
 
+async def approve_again(server: KillableServer, run: str) -> dict[str, Any]:
+    """Approve a plan, or attach to the run that carries it out already."""
+    arguments = {"run": run, "answers": {"*": "allow"}}
+    result = await server.request("tools/call", {"name": "run_code", "arguments": arguments})
+    if not result.get("isError"):
+        return dict(result["structuredContent"])
+    [*_, committing] = re.findall(r"r_[\w-]+", str(result["content"]))
+    return await server.wait_run(committing)
+
+
 def find_out(web: WebServer, question: Mapping[str, Any]) -> Any:
-    """Return the answer to a question: the plan is approved, and `web` knows what it has got."""
-    if question["kind"] == "approval":
-        return "allow"
+    """Return the answer to the question whether a request was sent: `web` knows it."""
+    assert question["kind"] == "in_doubt", question
     path = question["call"].partition(web.url)[2].partition("'")[0]
     ok = {"status": 200, "reason": "OK", "headers": [], "body": {"text": "ok"}}
     return {"result": ok} if web.count(path) else "again"
