@@ -66,7 +66,7 @@ def prepare(folder: Path) -> Path:
         mcpServers={"keyed": {**keyed, "credentials": "per-principal"}},
         network={"allow": [f"https://{HOST}"], "credentials": {HOST: own}},
         credentials={"key_file": str(key_file)},
-        http={"requests_per_minute": 100_000},
+        http={"requests_per_minute": 100_000, "failures_per_minute": 100_000},
     )
 
 
