@@ -26,7 +26,7 @@ from .csv_table import guard_cell
 
 FRAME_TYPES = ("DataFrame", "Series", "LazyFrame", "Table", "RecordBatch")
 FRAME_TIMEOUT_S = 120.0  # for the evaluation and the file; a restored state comes on top
-MAX_ROW_CHARS = 1_000_000  # one row from sandboxed code must not fill the memory
+MAX_ROW_CHARS = 250_000  # of one row, which is read and written without a break
 MAX_TABLE_CHARS = 64_000_000  # which take a processor some ten seconds
 CHECKED_ROWS = 1_000  # between two looks whether anybody still waits for them
 NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
