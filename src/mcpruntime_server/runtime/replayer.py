@@ -18,19 +18,22 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import anyio
+from anyio import to_thread
+from anyio.lowlevel import checkpoint
 
 from ..errors import McpRuntimeError, ReplayDiverged
-from ..journal.events import arguments_text
+from ..journal.events import EncodedJson, arguments_text, encode_json
 from ..journal.recording import RecordedCall, Recording
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_stored_call
-from ..protocol.wire import ABANDON_TARGET, Call, Reply
+from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply
 from .call_journal import CallJournal, abandoned_call_id, is_abandoned_error
-from .call_ledger import LedgerEntry
+from .call_ledger import LedgerEntry, measure_json
 from .plan import is_planned
-from .router import Router
+from .router import MAX_TURN_CHARS, Router
 from .run_spec import RunSpec
 
 ORDER_TIMEOUT_S = 1.0  # for what came before an answer; threads may change the order, or drop it
@@ -135,9 +138,11 @@ class Replayer:
                 entry = call_journal.ledger.add(call)
             number = call_journal.start_call(call, args, recorded.effect, is_listed=is_listed)
         await self._wait_for_turn(recorded)
+        blobs = self._router.blobs_of(recorded.target, recorded.value)
+        recorded = await _encode_large_value(recorded)
         if call_journal is not None:
-            blobs = self._router.blobs_of(recorded.target, recorded.value)
             call_journal.copy_end(number, recorded, blobs)
+            await checkpoint()  # for a large answer, each step takes milliseconds
         return _recorded_reply(call, recorded, entry)
 
     async def _resume_call(
@@ -148,7 +153,7 @@ class Replayer:
         entry = call_journal.resume_call(call, recorded)
         if recorded.finished_sequence is not None:
             await self._wait_for_turn(recorded)
-            return _recorded_reply(call, recorded, entry)
+            return _recorded_reply(call, await _encode_large_value(recorded), entry)
         in_doubt = recorded.effect == "write" and not was_never_made(recorded, call_journal)
         return await self._router.resume_call(
             call, recorded.call_id, entry, call_journal, in_doubt=in_doubt
@@ -355,10 +360,21 @@ def format_request(target: str, args: str) -> str:
     return format_stored_call(target, args, MAX_CALL_CHARS)
 
 
+async def _encode_large_value(recorded: RecordedCall) -> RecordedCall:
+    """Return a call whose answer, if it is large, is the text that journal and code get."""
+    if measure_json(recorded.value, MAX_TURN_CHARS) <= MAX_TURN_CHARS:
+        return recorded
+    text = await to_thread.run_sync(encode_json, recorded.value)
+    return replace(recorded, value=EncodedJson(text.encode("ascii")))
+
+
 def _recorded_reply(call: Call, recorded: RecordedCall, entry: LedgerEntry) -> Reply:
     entry.duration_ms, entry.summary = recorded.duration_ms, recorded.summary
     if recorded.error is None:
         entry.status = "ok"
-        return Reply(call.call_id, recorded.value)
+        value = recorded.value
+        if isinstance(value, EncodedJson):
+            value = EncodedValue(value.data)
+        return Reply(call.call_id, value)
     entry.apply_error(recorded.error)
     return Reply(call.call_id, None, dict(recorded.error))

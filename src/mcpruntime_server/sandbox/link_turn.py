@@ -1,10 +1,15 @@
-"""How long one link works on what it has received before the others take their turn."""
+"""How long one link works on what it has received, and which link works next.
+
+What everybody else waits for at each step is the work that links do in one pass of the event loop.
+So of the links that have more to do, one works in each pass, whatever their number.
+"""
 
 from __future__ import annotations
 
 import time
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from ..protocol import wire
 
@@ -15,13 +20,26 @@ REST_FACTOR = 3  # of the time of a long turn
 MAX_REST_S = 0.5
 
 
+class LinkPace:
+    """Lets the links of a server, as far as they have more to do, work one after the other."""
+
+    def __init__(self) -> None:
+        self._next = anyio.Lock(fast_acquire=True)
+
+    async def wait_for_turn(self) -> None:
+        """Wait until everybody else has had a turn, and the links that waited before."""
+        async with self._next:
+            await checkpoint()
+
+
 class LinkTurn:
     """What a link does before others take their turn: it reads for 2 ms, or starts some calls.
 
     A message that takes much longer costs the link a rest, so that others have most of the time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pace: LinkPace) -> None:
+        self._pace = pace
         self._started_at = time.perf_counter()
         self._call_count = 0
 
@@ -37,10 +55,9 @@ class LinkTurn:
     async def let_others_work(self) -> None:
         """Wait until all others have had their turn, or longer after a long one."""
         elapsed_s = self._elapsed_s()
-        if elapsed_s < LONG_TURN_S:
-            await anyio.lowlevel.checkpoint()
-        else:
+        if elapsed_s >= LONG_TURN_S:
             await anyio.sleep(min(elapsed_s * REST_FACTOR, MAX_REST_S))
+        await self._pace.wait_for_turn()
 
     def _elapsed_s(self) -> float:
         return time.perf_counter() - self._started_at

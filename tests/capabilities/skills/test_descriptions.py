@@ -141,9 +141,10 @@ def test_the_model_sees_no_recorded_values() -> None:
 
 def test_code_that_is_too_long_is_not_shown() -> None:
     made = extract(
-        "word = 'pears'\n" + "".join(f"a{n} = word.upper()\n" for n in range(3000)) + "word + '!'"
+        "word = 'pears'\n" + "".join(f"a{n} = word.upper()\n" for n in range(2000)) + "word + '!'"
     )
-    long = extract("word = 'pears'\nrows = [" + "word.upper(), " * 9000 + "]\nrows")
+    texts = f"'{'x' * 100}', " * 400
+    long = extract(f"word = 'pears'\nrows = [word.upper(), {texts}]\nrows")
     assert format_data(made)
     with pytest.raises(SkillRefused, match="at most"):
         format_data(long)
