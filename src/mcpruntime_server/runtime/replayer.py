@@ -22,7 +22,6 @@ from dataclasses import replace
 
 import anyio
 from anyio import to_thread
-from anyio.lowlevel import checkpoint
 
 from ..errors import McpRuntimeError, ReplayDiverged
 from ..journal.events import EncodedJson, arguments_text, encode_json
@@ -137,12 +136,11 @@ class Replayer:
             if is_listed:
                 entry = call_journal.ledger.add(call)
             number = call_journal.start_call(call, args, recorded.effect, is_listed=is_listed)
-        await self._wait_for_turn(recorded)
         blobs = self._router.blobs_of(recorded.target, recorded.value)
-        recorded = await _encode_large_value(recorded)
+        recorded = await self._encode_large_value(recorded)
+        await self._wait_for_turn(recorded)  # after which nothing waits, so that the order holds
         if call_journal is not None:
             call_journal.copy_end(number, recorded, blobs)
-            await checkpoint()  # for a large answer, each step takes milliseconds
         return _recorded_reply(call, recorded, entry)
 
     async def _resume_call(
@@ -152,12 +150,21 @@ class Replayer:
         assert call_journal is not None, "a resumed run has a journal"
         entry = call_journal.resume_call(call, recorded)
         if recorded.finished_sequence is not None:
+            recorded = await self._encode_large_value(recorded)
             await self._wait_for_turn(recorded)
-            return _recorded_reply(call, await _encode_large_value(recorded), entry)
+            return _recorded_reply(call, recorded, entry)
         in_doubt = recorded.effect == "write" and not was_never_made(recorded, call_journal)
         return await self._router.resume_call(
             call, recorded.call_id, entry, call_journal, in_doubt=in_doubt
         )
+
+    async def _encode_large_value(self, recorded: RecordedCall) -> RecordedCall:
+        """Return a call whose answer, if it is large, is the text that journal and code get."""
+        is_small = measure_json(recorded.value, MAX_TURN_CHARS) <= MAX_TURN_CHARS
+        if is_small or not self._router.passes_answers_on(recorded.target):
+            return recorded
+        text = await to_thread.run_sync(encode_json, recorded.value)
+        return replace(recorded, value=EncodedJson(text.encode("ascii")))
 
     async def _wait_for_turn(self, recorded: RecordedCall) -> None:
         if recorded.finished_sequence is None or is_abandoned_error(recorded.error):
@@ -358,14 +365,6 @@ def was_never_made(recorded: RecordedCall, call_journal: CallJournal) -> bool:
 def format_request(target: str, args: str) -> str:
     """Return a call as text for a message."""
     return format_stored_call(target, args, MAX_CALL_CHARS)
-
-
-async def _encode_large_value(recorded: RecordedCall) -> RecordedCall:
-    """Return a call whose answer, if it is large, is the text that journal and code get."""
-    if measure_json(recorded.value, MAX_TURN_CHARS) <= MAX_TURN_CHARS:
-        return recorded
-    text = await to_thread.run_sync(encode_json, recorded.value)
-    return replace(recorded, value=EncodedJson(text.encode("ascii")))
 
 
 def _recorded_reply(call: Call, recorded: RecordedCall, entry: LedgerEntry) -> Reply:

@@ -222,6 +222,11 @@ class Router:
         """Return the blobs that an answer names, which the journal keeps with it."""
         return self._find_route(target).blobs_of(value)
 
+    def passes_answers_on(self, target: str) -> bool:
+        """Return whether nothing on the host looks into the answers of `target`."""
+        route = self._find_route(target)
+        return route.supply is None and route.load_data is None
+
     async def supply_reply(self, sandbox: SuppliedSandbox, call: Call, reply: Reply) -> Reply:
         """Bring into a sandbox what a reply names; return the reply, or the error if that fails."""
         route = self._find_route(call.target)
