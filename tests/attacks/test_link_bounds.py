@@ -96,6 +96,19 @@ async def test_many_large_calls_in_tasks_get_their_own_answers(server: ServerCon
     assert answer.data.get("value") == [120, True], answer.text
 
 
+async def test_large_answers_are_repeated_from_the_recording(server: ServerConnection) -> None:
+    code = (
+        "from tools.lively import echo\n"
+        "sum(len(str(echo(text='abc' * 1_000, times=2_300))) for _ in range(4))"
+    )
+    recorded = await server.run(code, "repeated", timeout_s=60)
+    async with observe(server):
+        for _ in range(2):
+            again = await server.replay("rerun", "repeated", step=1)
+            assert again.data.get("value") == recorded.value, again.text
+            assert not again.data.get("differences"), again.text
+
+
 async def test_three_sessions_that_print_much_at_once_all_get_their_results(
     server: ServerConnection,
 ) -> None:
