@@ -13,7 +13,7 @@ from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import ServerConnection, write_settings
 from .bystander import observe
 
-MAX_EXPORT_BYTES = 60_000_000
+MAX_EXPORT_BYTES = 300_000_000
 NUMBERS = count()
 TABLES = {
     "a name for each row": "[{f'k{n}': n} for n in range(12_000)]",

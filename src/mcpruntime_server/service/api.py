@@ -276,6 +276,7 @@ API_HANDLERS: Mapping[Callable[[ApiServices], object], tuple[ApiRoute, ...]] = {
             ExportApi.export_notebook,
             ("read",),
             {200: bytes},
+            errors=[409],
             description="The steps of a session, with their recorded outputs, as a Jupyter "
             "notebook.",
             ends_with_client=True,

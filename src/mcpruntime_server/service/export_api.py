@@ -20,7 +20,7 @@ from anyio import from_thread, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..errors import NotFound, Unavailable
+from ..errors import Conflict, NotFound, Unavailable
 from ..exports.csv_table import is_table, write_csv
 from ..exports.frame_table import copy_guarded, is_frame, open_frame
 from ..exports.notebook import NotebookWriter
@@ -36,6 +36,7 @@ from .event_stream import OpenResponses
 from .file_response import FileContentResponse
 
 MAX_OPEN_EXPORTS = 10  # of one principal at once: each takes disk until it has been read
+MAX_NOTEBOOK_BYTES = 256 * 1024 * 1024  # more is of no use to the programs that open it
 UNSAFE_NAME_CHARS = re.compile(r"[^A-Za-z0-9._-]")
 NOTEBOOK_TYPE = "application/octet-stream"  # a file to save, which no client is to parse
 EXPORT_HEADERS = {
@@ -116,6 +117,11 @@ class ExportApi:
             for row in await self._journal.load_lineage(session.tip):
                 run = await load_recorded_run(self._journal, row)
                 await to_thread.run_sync(notebook.add_step, run)
+                if os.fstat(out.fileno()).st_size > MAX_NOTEBOOK_BYTES:
+                    raise Conflict(
+                        f"The notebook has more than {MAX_NOTEBOOK_BYTES:,} bytes.",
+                        remedy="Export single steps, or an archive of the session.",
+                    )
             notebook.finish()
 
         name = f"{session.name or session.id}.ipynb"
