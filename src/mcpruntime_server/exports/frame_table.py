@@ -28,7 +28,7 @@ FRAME_TYPES = ("DataFrame", "Series", "LazyFrame", "Table", "RecordBatch")
 FRAME_TIMEOUT_S = 120.0  # for the evaluation and the file; a restored state comes on top
 MAX_ROW_CHARS = 250_000  # of one row, which is read and written without a break
 MAX_TABLE_CHARS = 64_000_000  # which take a processor some ten seconds
-CHECKED_ROWS = 1_000  # between two looks whether anybody still waits for them
+CHECKED_CELLS = 10_000  # between two looks whether anybody still waits for them
 NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
 FRAME_REMEDY = "Ask the step for a smaller part, or write the table to a file in the code."
 
@@ -85,10 +85,13 @@ def copy_guarded(
     text = TextIOWrapper(file, "utf-8", "replace", newline="")
     try:
         writer = csv.writer(out, lineterminator="\r\n")
-        for number, row in enumerate(iter_rows(text)):
+        unchecked = 0
+        for row in iter_rows(text):
             writer.writerow([each if NUMBER.fullmatch(each) else guard_cell(each) for each in row])
-            if number % CHECKED_ROWS == 0:
+            unchecked += 1 + len(row)
+            if unchecked > CHECKED_CELLS:
                 check_cancelled()
+                unchecked = 0
     except csv.Error as exc:
         raise Conflict(f"The table cannot be written as CSV: {exc}.", remedy=FRAME_REMEDY) from exc
     finally:
