@@ -1,8 +1,4 @@
-"""The output of a worker on its way through the supervisor: bounded, coalesced, never lost.
-
-Code that prints past its limit waits in `write` most of the time. So it leaves the processors to
-others, although nobody reads what it prints.
-"""
+"""The output of a worker on its way through the supervisor: bounded, coalesced, never lost."""
 
 from __future__ import annotations
 
@@ -22,7 +18,6 @@ READ_BYTES = 64 * 1024
 MESSAGE_BYTES = 32 * 1024  # of output in one message: the host decodes it at once
 MAX_DRAIN_READS = 2  # enough for a full pipe; a child that prints on must not hold everything up
 MAX_IDLE_BYTES = 64 * 1024  # kept of what background threads print between two runs
-DROP_PAUSE_S = 0.001  # between two reads of what is dropped: some 60 MB in a second
 
 
 class OutputPipe:
@@ -37,11 +32,6 @@ class OutputPipe:
         self.buffer = bytearray()
         self.dropped_bytes = 0
         self.bytes_left = MAX_IDLE_BYTES
-
-    @property
-    def is_full(self) -> bool:
-        """Whether all that is printed now is dropped."""
-        return self.bytes_left <= 0
 
     def read_available(self, max_reads: int = 1) -> None:
         """Read what is in the pipe; what exceeds the limit is dropped and counted."""
@@ -76,28 +66,22 @@ class OutputPipe:
 class OutputStreams:
     """Both output streams of the worker."""
 
-    def __init__(
-        self, max_bytes: int, send_to_host: Callable[[wire.Message], None], poller: select.poll
-    ) -> None:
+    def __init__(self, max_bytes: int, send_to_host: Callable[[wire.Message], None]) -> None:
         self.pipes = [OutputPipe("stdout", max_bytes), OutputPipe("stderr", max_bytes)]
         self.by_descriptor: Dict[int, OutputPipe] = {pipe.read_end: pipe for pipe in self.pipes}
         self.run_number = 0
         self.flush_at = 0.0  # when buffered output is due; 0: there is none
-        self.resume_at = 0.0  # when full pipes are read again; 0: none is paused
         self._last_sent_at = 0.0
         self._send_to_host = send_to_host
-        self._loop_poller = poller
         self._poller = select.poll()  # asks both pipes at once
         for descriptor in self.by_descriptor:
             self._poller.register(descriptor, select.POLLIN)
-        self.resume()
 
     def start_run(self, run_number: int) -> None:
         """Attribute what is printed from now on to a run."""
         self.run_number = run_number
         for pipe in self.pipes:
             pipe.bytes_left = pipe.max_bytes
-        self.resume()
 
     def finish_run(self) -> None:
         """Keep what is printed from now on for the next run."""
@@ -109,9 +93,6 @@ class OutputStreams:
         """Read a pipe. The first output is sent at once, what follows closely is sent together."""
         pipe = self.by_descriptor[descriptor]
         pipe.read_available()
-        if pipe.is_full:
-            self._loop_poller.unregister(descriptor)
-            self.resume_at = self.resume_at or time.perf_counter() + DROP_PAUSE_S
         if not self.run_number:
             return  # kept for the next run
         now = time.perf_counter()
@@ -119,12 +100,6 @@ class OutputStreams:
             self.send_buffered()
         elif not self.flush_at:
             self.flush_at = self._last_sent_at + COALESCE_S
-
-    def resume(self) -> None:
-        """Read all pipes again."""
-        self.resume_at = 0.0
-        for descriptor in self.by_descriptor:
-            self._loop_poller.register(descriptor, select.POLLIN)
 
     def send_available(self, *, is_last: bool = False) -> None:
         """Send everything that has been printed up to now; `is_last` at the end of a run."""

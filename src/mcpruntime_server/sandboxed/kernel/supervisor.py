@@ -157,8 +157,8 @@ class Supervisor:
         self.host = host
         self.workspace = Workspace(os.getcwd(), setup.max_file_bytes)
         self.transfer = FileTransfer(self.workspace, host.send)
+        self.output = OutputStreams(setup.max_output_bytes, host.send)
         self.poller = select.poll()
-        self.output = OutputStreams(setup.max_output_bytes, host.send, self.poller)
         self.parked_forks = ParkedForks(
             setup.max_checkpoints, setup.max_checkpoint_bytes, self.poller, host.send
         )
@@ -175,7 +175,7 @@ class Supervisor:
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for number in IGNORED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        for fd in (host.read_end, self.wake_read):
+        for fd in (host.read_end, self.wake_read, *self.output.by_descriptor):
             self.poller.register(fd, select.POLLIN)
 
     # the worker -----------------------------------------------------------------------------------
@@ -598,8 +598,6 @@ class Supervisor:
                 self.parked_forks.schedule_measurement(MEASURE_BUSY_S)
         if self.output.flush_at and now >= self.output.flush_at:
             self.output.send_buffered()
-        if self.output.resume_at and now >= self.output.resume_at:
-            self.output.resume()
         run = self.active_run
         if run is not None and run.next_interrupt_at and now >= run.next_interrupt_at:
             self.interrupt_worker(run)
@@ -611,7 +609,6 @@ class Supervisor:
     def _poll_timeout_ms(self) -> Optional[float]:
         timers = (
             self.output.flush_at,
-            self.output.resume_at,
             self.host.flush_at,
             self.schedule.due_at,
             0.0 if self.active_run is None else self.active_run.next_interrupt_at,
