@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from starlette.types import Message
 
 from mcpruntime_server.service.deferred_streams import (
     PING,
     STREAM_START,
+    DeferredStream,
     DeferredStreams,
     asks_for_answer_only,
 )
@@ -25,12 +28,13 @@ VERSION = b"mcp-protocol-version"
 
 
 class Receiver:
-    """What a client receives, as long as it reads."""
+    """What a client receives, as soon as it reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reads: bool = True) -> None:
         self.messages: list[Message] = []
         self.reads = anyio.Event()
-        self.reads.set()
+        if reads:
+            self.reads.set()
 
     async def send(self, message: Message) -> None:
         await self.reads.wait()
@@ -76,28 +80,31 @@ async def test_an_answer_that_comes_late_is_an_event() -> None:
     assert client.messages == [STREAM_START, ping, ping, event]
 
 
-async def test_a_client_that_does_not_read_gets_one_comment_and_then_the_answer() -> None:
-    client = Receiver()
-    client.reads = anyio.Event()
+@asynccontextmanager
+async def ping_unread(client: Receiver) -> AsyncIterator[tuple[DeferredStream, TaskGroup]]:
+    """Yield a response whose first comment waits for the client, and tasks for more."""
     async with anyio.create_task_group() as tasks:
         with DeferredStreams().defer(client.send) as response:
             tasks.start_soon(response.ping)
             await anyio.wait_all_tasks_blocked()
-            await response.ping()
-            tasks.start_soon(response.send, BODY)
-            await anyio.wait_all_tasks_blocked()
-            client.reads.set()
-            await anyio.wait_all_tasks_blocked()
+            yield response, tasks
+
+
+async def test_a_client_that_does_not_read_gets_one_comment_and_then_the_answer() -> None:
+    client = Receiver(reads=False)
+    async with ping_unread(client) as (response, tasks):
+        await response.ping()
+        tasks.start_soon(response.send, BODY)
+        await anyio.wait_all_tasks_blocked()
+        client.reads.set()
+        await anyio.wait_all_tasks_blocked()
     assert [each.get("body", b"")[:5] for each in client.messages] == [b"", b": pin", b"event"]
 
 
 async def test_a_comment_that_a_client_has_not_read_ends_with_its_request() -> None:
-    client = Receiver()
-    client.reads = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        with DeferredStreams().defer(client.send) as response:
-            tasks.start_soon(response.ping)
-            await anyio.wait_all_tasks_blocked()
+    client = Receiver(reads=False)
+    async with ping_unread(client):
+        pass
     client.reads.set()
     assert client.messages == []
 

@@ -17,6 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
 
 from ..app.composition import open_app
+from ..capabilities.tls_context import load_tls_context
 from ..config import Config, load_config
 from ..errors import Unavailable
 from ..journal.call_scope import act_for
@@ -77,6 +78,7 @@ async def connect_runtime(
         if isinstance(target, str) and token:
             http = httpx2.AsyncClient(
                 headers={"Authorization": f"Bearer {token}"},
+                verify=await anyio.to_thread.run_sync(load_tls_context),
                 timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=10.0),
             )
             await stack.enter_async_context(http)

@@ -7,7 +7,7 @@ value, error and files. It does not know how code is executed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -140,18 +140,19 @@ def is_reproducible(row: RunRow, parent_is_reproducible: bool) -> bool:
 
 async def load_recording(journal: Journal, row: RunRow) -> Recording:
     """Return the recording of a run; raises `JournalFailed` if a part of it is damaged."""
-    return build_recording(row, await journal.load_events(row.session_id, run_id=row.id))
+    return await load_session_recording(journal, row.session_id, row.id)
 
 
-def build_recording(row: RunRow, events: Sequence[StoredEvent]) -> Recording:
-    """Return the recording of a run from its events; raises `JournalFailed` without its start."""
+async def load_session_recording(journal: Journal, session_id: str, run_id: str) -> Recording:
+    """Return the recording of a run of a known session; raises `JournalFailed` as above."""
+    events = await journal.load_events(session_id, run_id=run_id)
     builder = RecordingBuilder()
     for stored in events:
         builder.add(stored)
     if builder.start is None:
-        raise JournalFailed(f"The start of run {row.id!r} is not in the journal.")
+        raise JournalFailed(f"The start of run {run_id!r} is not in the journal.")
     return Recording(
-        session_id=row.session_id,
+        session_id=session_id,
         start=builder.start,
         calls=tuple(builder.calls.values()),
         clock_readings=builder.clock_readings,

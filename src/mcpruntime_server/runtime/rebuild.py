@@ -117,7 +117,8 @@ async def rebuild_step(
     )
     listener.file_receiver.check_complete()
     received = listener.file_receiver.received_files
-    rebuilt.files = await to_thread.run_sync(build_file_entries, received)
+    if received:  # most steps change no file
+        rebuilt.files = await to_thread.run_sync(build_file_entries, received)
     return rebuilt
 
 

@@ -571,7 +571,7 @@ async def open_runtime(
     helpers = LinkHelpers(router.supply_reply, read_large_call)
     async with anyio.create_task_group() as pool_tasks:
         pool = SandboxPool(backend, setup, sandbox.pool_size, pool_tasks, observers, helpers)
-        pool_tasks.start_soon(pool.fill_after_delay)
+        pool_tasks.start_soon(pool.fill_after_start)
         services = SessionServices(
             journal=journal,
             router=router,

@@ -1,7 +1,8 @@
 """Sandboxes that are ready for use, and those that sessions have acquired.
 
 Each sandbox lives in a task of its own, which opens and closes it; a session that acquires it only
-holds a `SandboxSlot`. The pool is refilled in the background.
+holds a `SandboxSlot`. The pool is refilled in the background, and a little later: a short first run
+would have to share the processors with the start of a container.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from .observer import NO_OBSERVERS, Observers
 
 VERSION_TIMEOUT_S = 3.0  # for the first sandbox; a client waits, and some do not wait longer
 MAX_CONCURRENT_STARTS = 4  # more at a time only make each of them slower
-FILL_DELAY_S = (
-    0.3  # after the start of a server, whose client waits for an answer, not for a sandbox
-)
+START_DELAY_S = 0.3  # of a server, whose client waits for an answer, and not for a sandbox
+REFILL_DELAY_S = 0.1  # the run that has just got a sandbox needs the processors first
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class SandboxPool:
         self._starting = 0
         self._open = 0  # ready or in use
         self._waiting = 0
+        self._is_refill_due = False
         self._attempts = 0  # to start a sandbox, so far
         self._failures: deque[tuple[int, McpRuntimeError]] = deque()  # by attempt, for who waits
         self._update = anyio.Event()
@@ -90,7 +91,9 @@ class SandboxPool:
             if not self._waiting:
                 self._failures.clear()
         self._observers.on_sandbox_acquired(was_ready=was_ready)
-        self.fill()
+        if not self._is_refill_due:
+            self._is_refill_due = True
+            self._tasks.start_soon(self._refill)
         return slot
 
     def count_sandboxes(self) -> dict[str, int]:
@@ -130,9 +133,15 @@ class SandboxPool:
                 await self._update.wait()
         return self._ready[0].link.python_version if self._ready else ""
 
-    async def fill_after_delay(self) -> None:
+    async def fill_after_start(self) -> None:
         """Start the sandboxes that are kept ready, once the server has had time to start."""
-        await anyio.sleep(FILL_DELAY_S)
+        await anyio.sleep(START_DELAY_S)
+        self.fill()
+
+    async def _refill(self) -> None:
+        """Replace the sandboxes that were acquired, once their first runs have had time."""
+        await anyio.sleep(REFILL_DELAY_S)
+        self._is_refill_due = False
         self.fill()
 
     def fill(self) -> None:

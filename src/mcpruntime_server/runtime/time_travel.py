@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import Conflict, NotFound
 from ..journal.events import CallError
-from ..journal.recording import Recording, load_recording
+from ..journal.recording import Recording, load_recording, load_session_recording
 from ..journal.rows import FRESH_FLAG, INTERRUPTED_FLAG, UNDONE_FLAG, RunRow, SessionRow
 from ..journal.store import Journal
 from .call_ledger import LedgerEntry
@@ -291,7 +291,7 @@ def _rerun_spec(recording: Recording, code: str | None, live: Collection[str]) -
 async def compare_with_recording(journal: Journal, recording: Recording, run: Run) -> list[str]:
     """Return the fields of a run that differ from the recording that it was executed with."""
     assert run.replayer is not None, "it was given a recording"
-    again = await load_recording(journal, await journal.load_run(run.id))
+    again = await load_session_recording(journal, run.report.session_id, run.id)
     recorded = recording.outcome
     differences = [name for name, value in recorded.items() if again.outcome.get(name) != value]
     if run.replayer.divergence is not None or run.replayer.find_missing_call() is not None:

@@ -23,7 +23,7 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-STREAM_START = {"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS}
+STREAM_START: Message = {"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS}
 NOTIFICATION_KEYS = (b"progressToken", b"logLevel")  # with which requests ask for notifications
 
 
@@ -65,12 +65,7 @@ class DeferredStream:
             async with self._sending:
                 if not self._is_stream:
                     self._is_stream = True
-                    start = {
-                        "type": "http.response.start",
-                        "status": 200,
-                        "headers": STREAM_HEADERS,
-                    }
-                    await self._send(start)
+                    await self._send(STREAM_START)
                 await self._send({"type": "http.response.body", "body": PING, "more_body": True})
         self._ping = None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import ssl
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import httpx2
 
+from ..capabilities.tls_context import load_tls_context
 from ..config import OAuthSettings
 from ..config.models import is_secure_url
 from ..errors import Unavailable
@@ -54,7 +54,6 @@ class IssuerKeys:
         self._keys: Sequence[Jwk] = ()
         self._fetched_at = -KEEP_S
         self._tried_at = -retry_s
-        self._tls: ssl.SSLContext | None = None
         self._lock = anyio.Lock()
 
     async def find_key(self, key_id: str | None) -> Jwk | None:
@@ -89,8 +88,6 @@ class IssuerKeys:
             if time.monotonic() - self._tried_at < self._retry_s:
                 return
             self._tried_at = time.monotonic()
-            if self._tls is None:  # reading the certificates of authorities takes a while
-                self._tls = await anyio.to_thread.run_sync(httpx2.create_ssl_context)
             try:
                 with anyio.fail_after(self._fetch_timeout_s):
                     self._keys = await self._fetch_keys()
@@ -101,8 +98,8 @@ class IssuerKeys:
                 logger.warning("could not fetch the keys of %s: %.300s", self._issuer, reason)
 
     async def _fetch_keys(self) -> Sequence[Jwk]:
-        assert self._tls is not None
-        async with httpx2.AsyncClient(verify=self._tls, timeout=self._fetch_timeout_s) as client:
+        tls = await anyio.to_thread.run_sync(load_tls_context)
+        async with httpx2.AsyncClient(verify=tls, timeout=self._fetch_timeout_s) as client:
             if not self._given_url and not self._found_url:
                 self._found_url = await find_keys_url(client, self._issuer)
             document = await fetch_json(client, self._given_url or self._found_url)

@@ -8,11 +8,9 @@ Rule 3: `ended` is set as soon as the stream of a child process ends.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from ...config import UpstreamSettings
 from ..redaction import Credentials
+from ..tls_context import load_tls_context
 from .bounded_client import BODY_TIME_FACTOR, BoundedClient
 from .credentials import reveal_secrets
 from .direct_requests import DirectRequests
@@ -35,12 +34,6 @@ from .unrequested_messages import MessageFilter
 CONNECT_TIMEOUT_S = 10.0  # for a TCP connection, TLS included
 SESSION_HEADER = "mcp-session-id"
 MAX_SILENCE_S = 300.0  # of an idle event stream, in addition to the upstream's own timeout
-
-
-@lru_cache
-def load_tls_context() -> ssl.SSLContext:
-    """Return which authorities this machine trusts; reading them takes 50 ms."""
-    return httpx2.create_ssl_context()
 
 
 @dataclass
