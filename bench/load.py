@@ -365,14 +365,19 @@ async def connect(url: str, headers: dict[str, str]) -> AsyncIterator[Client]:
 
 
 async def measure_added_time(servers: HttpServers, load: Load) -> list[BenchmarkRow]:
-    """Compare what a run costs more than a no-op of a bare server, over HTTP and over stdio.
+    """Compare what a run costs more than a no-op, over HTTP and over stdio.
 
-    Over HTTP both servers use the SDK's transport; over stdio ours has one of its own, which is
-    faster. That makes the second difference smaller, and the ratio larger, whatever HTTP adds.
+    The no-op is first that of a bare server. Over HTTP it takes as much processor time as a no-op
+    of ours; over stdio ours has a transport of its own, which is faster. That makes the second
+    difference smaller, and the ratio larger, whatever HTTP adds. So the no-op is then one of the
+    same server, a call that it refuses: that leaves the transports out.
     """
-    bare_title = "no-op tool of a bare server"
-    over_http = BenchmarkRow("http", "a run over HTTP, alone", bare_title, "difference", None)
-    over_stdio = BenchmarkRow("stdio", "a run over stdio, alone", bare_title, "difference", None)
+    bare_title, own_title = "no-op tool of a bare server", "refused call of the same server"
+    row = partial(BenchmarkRow, kind="difference", bound=None)
+    over_http = row("http", "a run over HTTP, alone", bare_title)
+    over_stdio = row("stdio", "a run over stdio, alone", bare_title)
+    own_http = row("http-run", "the run alone, over HTTP", own_title)
+    own_stdio = row("stdio-run", "the run alone, over stdio", own_title)
     samples = 40 if load.is_quick else 300
     async with (
         connect(servers.url, servers.headers(0)) as ours,
@@ -384,14 +389,19 @@ async def measure_added_time(servers: HttpServers, load: Load) -> list[Benchmark
         run = partial(measure_ms, ours.call_tool, "run_code", arguments)
         noop = partial(measure_ms, bare.call_tool, "noop", {"n": 1})
         await sample_in_turns(over_http, run, noop, samples, warm_up=10)
+        noop = partial(measure_ms, ours.call_tool, "run_code", {})
+        await sample_in_turns(own_http, run, noop, samples, warm_up=10)
         run = partial(measure_ms, stdio.run_code, "1+1", "alone")
         noop = partial(measure_ms, bare_stdio.call_tool, "noop", {"n": 1})
         await sample_in_turns(over_stdio, run, noop, samples, warm_up=10)
-    added = BenchmarkRow(
-        "added", "what a run adds over HTTP", "what it adds over stdio", "ratio", 1.3
-    )
+        noop = partial(measure_ms, stdio.client.call_tool, "run_code", {})
+        await sample_in_turns(own_stdio, run, noop, samples, warm_up=10)
+    title, baseline_title = "what a run adds over HTTP", "what it adds over stdio"
+    added = BenchmarkRow("added", title, baseline_title, "ratio", 1.3)
     added.ours, added.baseline = [over_http.figure], [over_stdio.figure]
-    return [over_http, over_stdio, added]
+    own_added = BenchmarkRow("added-run", f"{title}, alone", baseline_title, "ratio", None)
+    own_added.ours, own_added.baseline = [own_http.figure], [own_stdio.figure]
+    return [over_http, over_stdio, added, own_http, own_stdio, own_added]
 
 
 # streams ------------------------------------------------------------------------------------------
