@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import files as files_of_package
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -30,6 +30,7 @@ from mcp.types import TextResourceContents
 from ..code_server import CodeServer, ProgramAnswer, open_code_server
 from ..engine import API_VERSION
 from ..harness import SERVER_COMMAND, SETTINGS_FILE
+from .dockerfile import TaskEnvironment
 from .task import SkillsTask
 
 IMAGE = "mcpruntime-bench"
@@ -39,13 +40,36 @@ USER 0
 RUN rm -rf /root /tests /solution /logs && ln -s /workspace /root && ln -s /task/tests /tests \
     && ln -s /task/solution /solution && ln -s /tmp/logs /logs
 """
-PASSED_FOLDERS = ("root", "solution", "tests")
+PASSED_FOLDERS = ("root", "setup", "solution", "tests")
+STEP_TIMEOUT_S = 120
+NO_ENVIRONMENT = TaskEnvironment()
 VERIFIER_PACKAGES = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 LIMITS = {"data_dir": "data", "max_sessions": 4, "result_chars": 100_000}
-PREPARE = """
-import os, shutil
-shutil.copytree("/task/root", "/root", dirs_exist_ok=True)
-os.makedirs("/tmp/logs/verifier", exist_ok=True)
+# PIP_NO_INDEX: pip says at once that it has no network, instead of after a minute.
+PREPARE = f"""
+def _prepare():
+    import json, os, shutil, subprocess
+    shutil.copytree("/task/root", "/root", dirs_exist_ok=True)
+    os.makedirs("/tmp/logs/verifier", exist_ok=True)
+    with open("/task/setup/setup.json") as file:
+        setup = json.load(file)
+    os.environ.update(setup["variables"])
+    problems = []
+    for step in setup["steps"]:
+        variables = {{**os.environ, "HOME": "/root", "PIP_NO_INDEX": "1", **step["variables"]}}
+        try:
+            os.makedirs(step["folder"], exist_ok=True)
+            done = subprocess.run(step["command"], cwd=step["folder"], env=variables, text=True,
+                                  capture_output=True, stdin=subprocess.DEVNULL,
+                                  timeout={STEP_TIMEOUT_S})
+        except (OSError, subprocess.SubprocessError) as exc:
+            problems.append([step["text"], str(exc)])
+            continue
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            problems.append([step["text"], f"exit code {{done.returncode}}, {{said[-1]}}"])
+    return problems
+(_prepare(), globals().pop("_prepare"))[0]
 """
 SOLVE = """
 import os, subprocess
@@ -59,8 +83,8 @@ done = subprocess.run(
     ["python3", "-P", "-s", "-m", "pytest", "/tests/test_outputs.py", "-q", "--tb=short",
      "-p", "no:cacheprovider", "--rootdir=/tests", "-c", "/dev/null"],
     cwd="/root", capture_output=True, text=True,
-    env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": "/task/verifier",
-         "PYTHONDONTWRITEBYTECODE": "1"})
+    env={**VARIABLES, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp",
+         "PYTHONPATH": "/task/verifier", "PYTHONDONTWRITEBYTECODE": "1"})
 [done.returncode, (done.stdout + done.stderr)[-2000:]]
 """
 
@@ -81,13 +105,29 @@ class SkillsStage:
         self._folder = folder
         self._settings = settings
 
-    async def prepare(self, session: str, files: Mapping[str, bytes]) -> None:
-        """Start a session that has these files below `/root`."""
+    async def prepare(
+        self,
+        session: str,
+        files: Mapping[str, bytes],
+        environment: TaskEnvironment = NO_ENVIRONMENT,
+    ) -> list[str]:
+        """Start a session that has these files below `/root`, and run the steps of an environment.
+
+        Return the steps that could not be followed, with the reason of each. The session keeps the
+        variables of the environment.
+        """
+        setup = {
+            "variables": environment.variables,
+            "steps": [asdict(step) for step in environment.steps],
+        }
         write_files(self._folder / "root", files)
+        write_files(self._folder / "setup", {"setup.json": json.dumps(setup).encode()})
         answer = await self.server.run_program(PREPARE, session)
         self._clear()
         if not answer.is_ok:
             raise RuntimeError(f"The files were not copied: {answer.text[:500]}")
+        problems = json.loads(answer.value) if isinstance(answer.value, str) else answer.value
+        return [f"{step}: {reason}" for step, reason in problems]
 
     async def solve(self, task: SkillsTask, session: str) -> str:
         """Run the reference solution; return what was wrong with it."""
@@ -103,7 +143,8 @@ class SkillsStage:
         await self.prepare(session, files)
         shutil.copytree(task.folder / "tests", self._folder / "tests")
         make_readable(self._folder / "tests")
-        answer = await self.server.run_program(VERIFY, session)
+        variables = f"VARIABLES = {dict(task.environment.variables)!r}\n"
+        answer = await self.server.run_program(variables + VERIFY, session)
         self._clear()
         code, output = read_pair(answer)
         return Verdict(code == 0, output)

@@ -34,8 +34,9 @@ from ..harness import first_text
 from ..models import ChatModel, Message, ModelFailed, Usage
 from ..results import RESULTS_FOLDER, ResultRecorder, record_result
 from ..statistics import bootstrap_paired_difference, normalized_gain, wilson_interval
+from .dockerfile import SKILLS_FOLDER, place_files
 from .stage import SkillsStage, build_image, open_stage
-from .task import SKILLS_FOLDER, Skill, SkillsTask, place_files, read_tasks
+from .task import Skill, SkillsTask, read_tasks
 
 OWN_TASKS = Path(__file__).with_name("tasks")
 CONDITIONS = ("none", "curated", "self-generated", "runtime-evolved")
@@ -82,6 +83,7 @@ class Attempt:
     problem: str = ""
     seconds: float = 0.0
     offered: list[str] = field(default_factory=list)  # names of skills
+    left_out: list[str] = field(default_factory=list)  # of the task's Dockerfile
     saved: str = ""  # what the server said of the skill that was made of it
     iterations: int = 0
     usage: Usage = field(default_factory=Usage)
@@ -119,7 +121,9 @@ class ConditionRunner:
             with anyio.fail_after(task.timeout_s + 60):
                 offer = await self._offer_skills(task)
                 attempt.offered = offer.names
-                await self.stage.prepare(session, {**place_files(task.placements), **offer.files})
+                files = {**place_files(task.environment.placements), **offer.files}
+                failed = await self.stage.prepare(session, files, task.environment)
+                attempt.left_out = [*task.environment.left_out, *failed]
                 await self._do(task, session, offer, attempt)
                 attempt.seconds = round(time.monotonic() - began, 3)
                 files = await self.stage.read_files(session)
@@ -319,9 +323,12 @@ def main(arguments: Sequence[str]) -> int:
     with record_result(
         "skills", file, mode=options.mode, model=model, seed=options.seed
     ) as recorder:
-        recorder.details["left_out"] = {each.name: each.left_out for each in tasks if each.left_out}
         attempts = anyio.run(run_all, options, tasks, recorder)
+        left_out = {each.task: each.left_out for each in attempts if each.left_out}
+        recorder.details["left_out"] = left_out
         recorder.details["conditions"] = summarize_conditions(attempts, options.seed)
+    for task, texts in recorder.details["left_out"].items():
+        print(f"{task} leaves out: {'; '.join(texts)}")
     print()
     for condition, found in recorder.details["conditions"].items():
         share = wilson_interval(found["passed"], found["total"])

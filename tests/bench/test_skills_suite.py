@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from bench import fake_llm
+from bench.skillsbench.dockerfile import place_files
 from bench.skillsbench.stage import SkillsStage, Verdict, build_image, open_stage
 from bench.skillsbench.suite import OWN_TASKS, Attempt, summarize_conditions
-from bench.skillsbench.task import Skill, SkillsTask, place_files, read_task, read_tasks
+from bench.skillsbench.task import Skill, SkillsTask, read_task, read_tasks
 from bench.statistics import normalized_gain
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def run_suite(file: Path, *options: str) -> dict[str, Any]:
 
 
 async def judge(stage: SkillsStage, task: SkillsTask, session: str, program: str) -> Verdict:
-    await stage.prepare(session, place_files(task.placements))
+    await stage.prepare(session, place_files(task.environment.placements))
     await stage.server.run_program(program, session)
     return await stage.verify(task, f"{session} verified", await stage.read_files(session))
 
@@ -80,7 +81,7 @@ async def test_only_the_solution_of_a_task_passes(stage: SkillsStage, name: str)
     solution = (task.folder / "solution" / "solve.sh").read_text()
     verdict = await judge(stage, task, f"{name} right", as_program(solution))
     assert verdict.has_passed, verdict.output
-    untouched = place_files(task.placements)
+    untouched = place_files(task.environment.placements)
     assert not (await stage.verify(task, f"{name} empty", untouched)).has_passed
     outputs = ("totals.json", "summary.json", "roster.csv")
     echo = untouched | dict.fromkeys(outputs, task.instruction.encode())
@@ -93,7 +94,7 @@ async def test_only_the_solution_of_a_task_passes(stage: SkillsStage, name: str)
 
 
 async def test_an_agent_sees_neither_tests_nor_solution(stage: SkillsStage) -> None:
-    await stage.prepare("looks", place_files(TASKS["invoice-totals"].placements))
+    await stage.prepare("looks", place_files(TASKS["invoice-totals"].environment.placements))
     program = (
         "import os\n[os.listdir('/task'), os.path.exists('/tests'), os.path.exists('/solution')]"
     )
@@ -245,7 +246,13 @@ def write_task(folder: Path, dockerfile: str | None) -> SkillsTask:
         ),
         ("COPY . /root", {"a.csv": b"a", "b.csv": b"b", "data/deep/c.txt": b"c"}, []),
         ("COPY skills /root/.claude/skills", {}, []),
-        ("RUN pip install \\\n  pandas # comment", {}, ["RUN pip install pandas # comment"]),
+        ("ADD *.tar.gz /root/", {}, ["ADD *.tar.gz /root/"]),
+        ("ENV TO=in\nCOPY a.csv ${TO}/${NONE:-x}.csv", {"in/x.csv": b"a"}, []),
+        ("ARG TO=/root/in/\nCOPY a.csv $TO", {"in/a.csv": b"a"}, []),
+        ("COPY ../task/environment/a.csv ../../instruction.md .", {"a.csv": b"a"}, []),
+        ("FROM scratch\nWORKDIR /root\nCOPY b.csv .", {"b.csv": b"b"}, []),
+        ("COPY --from=other /x /root/x", {}, ["COPY --from=other /x /root/x"]),
+        ("SECRET a", {}, ["SECRET a"]),
         ("ADD https://example.org/x /root/x", {}, ["ADD https://example.org/x /root/x"]),
         ("COPY a.csv /etc/a.csv", {}, ["COPY a.csv /etc/a.csv"]),
         ("# COPY a.csv .", {}, []),
@@ -255,13 +262,83 @@ def test_a_dockerfile_says_where_the_data_goes(
     tmp_path: Path, lines: str, placed: dict[str, bytes], left_out: list[str]
 ) -> None:
     task = write_task(tmp_path / "task", f"FROM x\nWORKDIR /root\n{lines}\n")
-    assert place_files(task.placements) == placed
-    assert list(task.left_out) == left_out
+    assert place_files(task.environment.placements) == placed
+    assert list(task.environment.left_out) == left_out
+
+
+def test_a_stage_begins_with_what_the_one_has_that_it_is_built_from(tmp_path: Path) -> None:
+    lines = (
+        "FROM x AS base\nENV A=1\nCOPY a.csv /root/\nRUN one\n"
+        "FROM y\nCOPY data /root/data\nRUN lost\n"
+        'FROM base\nENV B="$A 2" C=3\nENV OLD a b\nRUN two'
+    )
+    environment = write_task(tmp_path / "task", lines).environment
+    assert place_files(environment.placements) == {"a.csv": b"a"}
+    assert environment.variables == {"A": "1", "B": "1 2", "C": "3", "OLD": "a b"}
+    assert [step.text for step in environment.steps] == ["RUN one", "RUN two"]
+
+
+def test_commands_of_a_dockerfile_keep_their_folder_shell_and_variables(tmp_path: Path) -> None:
+    lines = (
+        "FROM x\nWORKDIR /root\nARG N=1\n"
+        "RUN --mount=type=cache,target=/c echo $N \\\n # a note\n  && id\n"
+        'WORKDIR in\nENV N=2\nRUN ["echo", "a b"]\nSHELL ["/bin/bash", "-c"]\n'
+        "RUN <<EOF\necho 1\necho 2\nEOF\nRUN last"
+    )
+    first, second, third, last = write_task(tmp_path / "task", lines).environment.steps
+    assert first.command == ("/bin/sh", "-c", "echo $N && id")
+    assert (first.folder, first.variables) == ("/root", {"N": "1"})
+    assert second.command == ("echo", "a b")
+    assert (second.folder, second.variables) == ("/root/in", {"N": "2"})
+    assert third.command == ("/bin/bash", "-c", "echo 1\necho 2")
+    assert last.command == ("/bin/bash", "-c", "last")
+
+
+DOCKERFILE = """\
+FROM python:3.12-slim
+ENV TABLE=sorted.csv NOTE="two words"
+WORKDIR /root/work
+COPY data/ ./in/
+RUN mkdir -p out && sort -r in/deep/*.txt > "out/$TABLE"
+RUN echo "$NOTE" > out/note.txt
+RUN pip install there-is-no-such-package==1.0
+RUN apt-get install -y jq
+RUN mkdir /opt/tools
+RUN curl -sS https://example.org/x -o x
+"""
+
+
+async def test_a_sandbox_runs_what_a_dockerfile_runs_or_says_why_not(
+    stage: SkillsStage, tmp_path: Path
+) -> None:
+    task = write_task(tmp_path / "task", DOCKERFILE)
+    tests = task.folder / "tests" / "test_outputs.py"
+    tests.write_text(
+        "import os\nfrom pathlib import Path\n"
+        "def test_file():\n    assert Path('/root/work/out/sorted.csv').read_text() == 'c\\n'\n"
+        "    assert os.environ['NOTE'] == 'two words'\n"
+    )
+    files = place_files(task.environment.placements)
+    failed = await stage.prepare("follows", files, task.environment)
+    shown = [each.partition(":")[0] for each in failed]
+    assert shown == [
+        "RUN pip install there-is-no-such-package==1.0",
+        "RUN apt-get install -y jq",
+        "RUN mkdir /opt/tools",
+        "RUN curl -sS https",
+    ]
+    assert all("exit code" in each for each in failed)
+    assert "Read-only file system" in failed[2]
+    answer = await stage.server.run_program("import os; os.environ['TABLE']", "follows")
+    assert answer.value == "sorted.csv"
+    left = await stage.read_files("follows")
+    assert left["work/out/note.txt"] == b"two words\n"
+    assert (await stage.verify(task, "follows verified", left)).has_passed
 
 
 def test_without_a_dockerfile_all_but_skills_goes_home(tmp_path: Path) -> None:
     task = write_task(tmp_path / "task", None)
-    assert set(place_files(task.placements)) == {"a.csv", "b.csv", "data/deep/c.txt"}
+    assert set(place_files(task.environment.placements)) == {"a.csv", "b.csv", "data/deep/c.txt"}
     assert task.timeout_s == 9
     [skill] = task.curated_skills()
     assert (skill.name, skill.description) == ("one", "The first.")
@@ -270,8 +347,8 @@ def test_without_a_dockerfile_all_but_skills_goes_home(tmp_path: Path) -> None:
 
 def test_a_path_that_leads_out_of_the_home_folder_is_left_out(tmp_path: Path) -> None:
     task = write_task(tmp_path / "task", "FROM x\nWORKDIR /root\nCOPY a.csv ../etc/a.csv\n")
-    assert place_files(task.placements) == {}
-    assert task.left_out == ("COPY a.csv ../etc/a.csv",)
+    assert place_files(task.environment.placements) == {}
+    assert task.environment.left_out == ("COPY a.csv ../etc/a.csv",)
 
 
 @pytest.mark.parametrize(
