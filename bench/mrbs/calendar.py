@@ -33,7 +33,10 @@ def make_world(draw: Random) -> World:
                 )
                 hour = events[-1]["end"] + draw.randint(0, 3)
     person, other = draw.sample(PEOPLE, 2)
-    busy = draw.choice([each for each in events if each["person"] == person and each["day"] < 10])
+    # The event that is in the way ends when another begins, so that its end is no free hour.
+    begins = {(each["person"], each["day"], each["start"]) for each in events}
+    followed = [each for each in events if (each["person"], each["day"], each["end"]) in begins]
+    busy = draw.choice([each for each in followed if each["person"] == person])
     facts = {
         "person": person,
         "other": other,
@@ -69,7 +72,8 @@ def add_event(world: World, person: str, title: str, day: int, start: int, end: 
 
 def expect_hours(world: World) -> Any:
     found = events_of(world, world.facts["person"], world.facts["day"])
-    return {"hours": sum(each["end"] - each["start"] for each in found)}
+    hours = sum(each["end"] - each["start"] for each in found)
+    return {"hours": hours, "first": min(each["start"] for each in found), "events": len(found)}
 
 
 def expect_busiest(world: World) -> Any:
@@ -120,22 +124,28 @@ TASKS = [
     Task(
         "hours-of-day",
         "easy",
-        "How many hours of events does $person have in the calendar on day $day? Return an object "
-        "with the key hours.",
+        "How many hours of events does $person have in the calendar on day $day, how many events "
+        "are these, and at which hour does the first begin? Return an object with the keys hours, "
+        "events and first.",
         expect_hours,
         """
 from tools.calendar import list_events
-{"hours": sum(each["end"] - each["start"] for each in list_events("$person", $day))}
+events = list_events("$person", $day)
+hours = sum(each["end"] - each["start"] for each in events)
+{"hours": hours, "events": len(events), "first": events[0]["start"]}
 """,
         (
             """
 from tools.calendar import list_events
-{"hours": len(list_events("$person", $day)) + 100}
+events = list_events("$person", $day)
+hours = sum(each["end"] - each["start"] + 1 for each in events)
+{"hours": hours, "events": len(events), "first": events[0]["start"]}
 """,
             """
 from tools.calendar import list_events
 events = list_events("$person", $day)
-{"hours": events[-1]["end"] + events[0]["start"]}
+hours = sum(each["end"] - each["start"] for each in events)
+{"hours": hours, "events": len(events), "first": events[-1]["start"]}
 """,
         ),
     ),
@@ -203,14 +213,9 @@ except tools.ToolError:
 {"start": $busy_hour}
 """,
             """
-import tools
-from tools.calendar import create_event
-for start in range($busy_hour, 23):
-    try:
-        create_event("$person", "dentist", $day, start, start + 2)
-        break
-    except tools.ToolError:
-        continue
+from tools.calendar import create_event, list_events
+start = next(each["end"] for each in list_events("$person", $day) if each["start"] == $busy_hour)
+create_event("$person", "dentist", $day, start, start + 1)
 {"start": start}
 """,
         ),

@@ -276,7 +276,7 @@ counts = Counter(each["person"] for each in read("sales"))
 best = [person for person, _ in counts.most_common(3)]
 for person in best:
     execute("INSERT INTO customers (name, city) VALUES (?, 'Oslo')", [names[person]])
-[names[person] for person in best] + [""]
+[names[person] for person in best]
 """,
             transforms.READ
             + """

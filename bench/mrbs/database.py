@@ -137,8 +137,8 @@ found = query("SELECT name FROM customers ORDER BY name", [])
 """,
             """
 from tools.database import query
-found = query("SELECT name FROM customers WHERE city = ? ORDER BY name DESC", ["$city"])
-{"names": [row[0] for row in found["rows"]] + [""]}
+found = query("SELECT name FROM customers WHERE city = ? ORDER BY name", ["$city"])
+{"names": found["rows"]}
 """,
         ),
     ),

@@ -327,10 +327,11 @@ len(messages)
             + """
 from collections import Counter
 from tools.mail import mark_read, send_message
-counts = Counter(each["sender"] for each in messages)
-body = "\\n".join(f"{sender}: {count}" for sender, count in counts.most_common())
-send_message("boss@north.example", "Digest", body + "\\n(end)")
-for each in messages:
+unread = [each for each in messages if not each["is_read"]]
+counts = Counter(each["sender"] for each in unread)
+body = "\\n".join(f"{sender}: {counts[sender]}" for sender in sorted(counts))
+send_message("boss@north.example", "Digest", body)
+for each in unread:
     mark_read(each["id"])
 len(messages)
 """,

@@ -15,11 +15,16 @@ WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
 
 
 def make_world(draw: Random) -> World:
-    """Return logs, notes, drafts and settings."""
+    """Return logs, notes, drafts and settings. The largest log is not the one with most lines."""
     files: dict[str, str] = {}
-    for number in range(draw.randint(6, 9)):
+    numbers = range(draw.randint(6, 9))
+    largest, longest = draw.sample(numbers, 2)
+    counts = {largest: 400, longest: 405}
+    for number in numbers:
+        weights = [1] * (len(WORDS) - 1) + [9 if number == largest else 1]  # for the longest word
         lines = [
-            f"{draw.choice(LEVELS)} {draw.choice(WORDS)}" for _ in range(draw.randint(60, 400))
+            f"{draw.choice(LEVELS)} {draw.choices(WORDS, weights)[0]}"
+            for _ in range(counts.get(number) or draw.randint(60, 380))
         ]
         files[f"logs/day{number}.log"] = "\n".join(lines) + "\n"
     for number in range(10):
@@ -138,8 +143,9 @@ from tools.files import list_folder
 """,
         (
             """
-from tools.files import list_folder
-{"name": max(list_folder("logs"), key=lambda entry: entry["name"])["name"] + "~"}
+from tools.files import list_folder, read_file
+names = [entry["name"] for entry in list_folder("logs")]
+{"name": max(names, key=lambda name: read_file(f"logs/{name}").count("\\n"))}
 """,
             """
 from tools.files import list_folder

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from .world import State, World
 
 Difficulty = Literal["easy", "medium", "hard"]
-RELATIVE_TOLERANCE = 1e-6
+RELATIVE_TOLERANCE = 1e-9  # of a number that is computed; a rounded one is another number
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,14 @@ def read_answer(value: Any, expected: Any) -> Any:
     """Return a returned value without what only its way to the checker did to it.
 
     Large values arrive as JSON text, and the space around a text does not count. Neither holds for
-    an end state: a file without its last newline is another file.
+    an end state: a file without its last newline is another file. A number is no large value.
     """
     if not isinstance(value, str):
         return value
     if isinstance(expected, str):
         return value.strip()
+    if not isinstance(expected, list | dict):
+        return value
     try:
         return json.loads(value)
     except ValueError:
@@ -89,10 +91,12 @@ def read_answer(value: Any, expected: Any) -> Any:
 
 
 def is_equal(expected: Any, found: Any) -> bool:
-    """Return whether a value is as expected; numbers may differ by a millionth."""
+    """Return whether a value is as expected; whole numbers are exact, others almost."""
     if isinstance(expected, bool) or isinstance(found, bool) or expected is None:
         return expected is found
-    if isinstance(expected, int | float) and isinstance(found, int | float):
+    if isinstance(expected, int) and isinstance(found, int | float):
+        return expected == found
+    if isinstance(expected, float) and isinstance(found, int | float):
         return math.isclose(expected, found, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-9)
     if isinstance(expected, list) and isinstance(found, list):
         return len(expected) == len(found) and all(map(is_equal, expected, found))

@@ -31,8 +31,10 @@ def make_world(draw: Random) -> World:
 
 
 def make_sentence(draw: Random) -> str:
-    """Return a sentence, sometimes with a code."""
+    """Return a sentence, sometimes with a code, or with a word that begins with another."""
     words = draw.choices(WORDS, k=draw.randint(4, 9))
+    if draw.random() < 0.3:
+        words.append(f"{draw.choice(WORDS)}s")
     if draw.random() < 0.1:
         words.append(f"code-{draw.randint(100, 999)}")
     return f"{' '.join(words).capitalize()}."
@@ -41,6 +43,12 @@ def make_sentence(draw: Random) -> str:
 def texts_of(world: World) -> dict[int, str]:
     """Return the texts of the documents by id."""
     return {each["id"]: each["text"] for each in world.state["text"]["documents"]}
+
+
+def find_words(text: str) -> list[str]:
+    """Return the words of a text in small letters, without codes."""
+    words = re.findall(r"[a-z]+(?:-\d+)?", text.lower())
+    return [word for word in words if "-" not in word]
 
 
 def add_note(world: World, document: int, text: str) -> None:
@@ -62,9 +70,7 @@ def expect_rare(world: World) -> Any:
 
 
 def expect_frequent(world: World) -> Any:
-    words = re.findall(r"[a-z]+(?:-\d+)?", texts_of(world)[world.facts["one"]].lower())
-    counts = Counter(word for word in words if "-" not in word)
-    return counts[world.facts["word"]]
+    return Counter(find_words(texts_of(world)[world.facts["one"]]))[world.facts["word"]]
 
 
 def expect_codes(world: World) -> Any:
@@ -86,7 +92,7 @@ def expect_longest(world: World) -> Any:
 
 def expect_ranking(world: World) -> Any:
     shares = {
-        number: text.lower().count(world.facts["word"]) / len(text)
+        number: find_words(text).count(world.facts["word"]) / len(text)
         for number, text in texts_of(world).items()
     }
     return sorted(shares, key=lambda number: (-shares[number], number))
@@ -165,11 +171,7 @@ len(re.findall(r"\\b$word\\b", read($one).lower()))
 import re
 len(re.findall(r"\\b$word\\b", read_document($one)["text"].lower()))
 """,
-            READ
-            + """
-import re
-len(re.findall(r"\\b$word\\b", read($one)))
-""",
+            READ + 'read($one).lower().count("$word")\n',
         ),
         ("large",),
     ),
@@ -235,24 +237,30 @@ max(len(part.strip()) for text in texts.values() for part in text.split("."))
     Task(
         "rank",
         "hard",
-        "Rank the documents by how often $word occurs in them, with any capital letters, divided "
-        "by the number of their characters: the highest first, and the lower id first if two are "
-        "equal. Return the list of ids.",
+        "Rank the documents by how often the word $word occurs in them, with any capital letters, "
+        "divided by the number of their characters: the highest first, and the lower id first if "
+        "two are equal. Return the list of ids.",
         expect_ranking,
         ALL_TEXTS
         + """
-shares = {number: text.lower().count("$word") / len(text) for number, text in texts.items()}
+import re
+shares = {number: len(re.findall(r"\\b$word\\b", text.lower())) / len(text)
+          for number, text in texts.items()}
 sorted(shares, key=lambda number: (-shares[number], number))
 """,
         (
             ALL_TEXTS
             + """
-shares = {number: text.lower().count("$word") for number, text in texts.items()}
+import re
+shares = {number: len(re.findall(r"\\b$word\\b", text.lower()))
+          for number, text in texts.items()}
 sorted(shares, key=lambda number: (-shares[number], number))
 """,
             ALL_TEXTS
             + """
-shares = {number: text.lower().count("$word") / len(text) for number, text in texts.items()}
+import re
+shares = {number: len(re.findall(r"\\b$word\\b", text.lower())) / len(text)
+          for number, text in texts.items()}
 sorted(shares, key=lambda number: (shares[number], number))
 """,
         ),

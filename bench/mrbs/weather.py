@@ -61,7 +61,9 @@ def stations_of(world: World) -> dict[str, Any]:
 def expect_warmer(world: World) -> Any:
     found = stations_of(world)
     names = (world.facts["first"], world.facts["second"])
-    return max(names, key=lambda name: found[name]["temperature_c"])
+    cold, warm = sorted(names, key=lambda name: found[name]["temperature_c"])
+    difference = found[warm]["temperature_c"] - found[cold]["temperature_c"]
+    return {"station": warm, "difference": round(difference, 1)}
 
 
 def expect_rain(world: World) -> Any:
@@ -120,24 +122,30 @@ TASKS = [
     Task(
         "warmer",
         "easy",
-        "Which of the weather stations $first and $second reads the higher temperature now? "
-        "Return an object with the key station.",
-        lambda world: {"station": expect_warmer(world)},
+        "Which of the weather stations $first and $second reads the higher temperature now, and "
+        "by how many degrees? Return an object with the keys station and difference, the latter "
+        "rounded to one decimal.",
+        expect_warmer,
         """
 from tools.weather import current
 readings = [current("$first"), current("$second")]
-{"station": max(readings, key=lambda each: each["temperature_c"])["station"]}
+cold, warm = sorted(readings, key=lambda each: each["temperature_c"])
+difference = warm["temperature_c"] - cold["temperature_c"]
+{"station": warm["station"], "difference": round(difference, 1)}
 """,
         (
             """
 from tools.weather import current
 readings = [current("$first"), current("$second")]
-{"station": min(readings, key=lambda each: each["temperature_c"])["station"]}
+warm, cold = sorted(readings, key=lambda each: each["temperature_c"])
+difference = warm["temperature_c"] - cold["temperature_c"]
+{"station": warm["station"], "difference": round(difference, 1)}
 """,
             """
 from tools.weather import current
 readings = [current("$first"), current("$second")]
-{"station": max(each["temperature_c"] for each in readings)}
+warm = max(readings, key=lambda each: each["temperature_c"])
+{"station": warm["station"], "difference": warm["temperature_c"]}
 """,
         ),
     ),

@@ -19,8 +19,9 @@ import pytest
 from bench.fake_llm import API_KEY, start_model_server
 from bench.mrbs import CATEGORIES, TASKS, make_world
 from bench.mrbs.stage import Stage, open_stage
-from bench.mrbs.suite import main
+from bench.mrbs.suite import TaskRunner, main
 from bench.mrbs.task import fill_in
+from bench.mrbs.world import write_state
 from tests.helpers.sizes import choose_size
 
 ROOT = Path(__file__).parents[2]
@@ -158,27 +159,37 @@ def test_a_retry_shows_the_error_and_never_the_answer(tmp_path: Path) -> None:
         assert "expected" not in text
 
 
-async def test_the_end_state_cannot_be_written_without_the_tools(stage: Stage) -> None:
-    task = TASKS_BY_NAME["filesystem/next-port"]
-    world = make_world(task, 0)
-    expected = world.copy()
-    value = task.expect(expected)
-    text = expected.state["files"]["settings.ini"]
-    stage.prepare(world)
-    folder = stage.state_folder / "files"
-    program = f"""
+async def test_no_end_state_can_be_written_without_the_tools(stage: Stage, tmp_path: Path) -> None:
+    for task in TASKS:
+        if "state" not in task.covers:
+            continue
+        world = make_world(task, 0)
+        expected = world.copy()
+        value = task.expect(expected)
+        write_state(tmp_path / "state", expected.whole_state())
+        files = {
+            str(path.relative_to(tmp_path / "state")): path.read_bytes().hex()
+            for path in (tmp_path / "state").rglob("*")
+            if path.is_file()
+        }
+        stage.prepare(world)
+        program = f"""
 import os
-for folder in (".", "/workspace", "/tmp", {str(folder)!r}):
-    try:
-        os.makedirs(folder, exist_ok=True)
-        open(os.path.join(folder, "settings.ini"), "w").write({text!r})
-    except OSError:
-        pass
-{value}
+for folder in (".", "/workspace", "/tmp/state", {str(stage.state_folder)!r}):
+    for name, content in {files!r}.items():
+        try:
+            path = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            open(path, "wb").write(bytes.fromhex(content))
+        except OSError:
+            pass
+{value!r}
 """
-    answer = await stage.server.run_program(program, "writes files")
-    assert (answer.is_ok, answer.value) == (True, value)
-    assert not stage.judge(task, world, answer.value).is_right
+        answer = await stage.server.run_program(program, "writes files")
+        assert answer.is_ok, answer.text
+        judgement = stage.judge(task, world, answer.value)
+        assert judgement.problems, task.name
+        assert all("end state" in each for each in judgement.problems), judgement.problems
 
 
 async def test_a_program_can_read_neither_checkers_nor_states(stage: Stage) -> None:
@@ -197,6 +208,16 @@ found
 """
     answer = await stage.server.run_program(program, "looks around")
     assert (answer.is_ok, answer.value) == (True, [])
+
+
+async def test_equal_seeds_give_equal_results(stage: Stage) -> None:
+    task = TASKS_BY_NAME["chained/cold-report"]
+    outcomes = []
+    for _ in range(2):
+        outcome = await TaskRunner("baseline", 3, 1, 0, stage).run(task)
+        outcomes.append({**outcome.as_json(), "seconds": 0, "calls_made": stage.list_calls()})
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0]["is_right"]
 
 
 async def test_an_answer_that_is_right_for_one_seed_is_wrong_for_another(stage: Stage) -> None:
