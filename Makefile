@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Tests start thousands of Python processes; without bytecode, each of them would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard rivals openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-report load bench-llm bench-skills clean
+.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard rivals openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-gate bench-report load bench-llm bench-skills clean
 
 help:  ## these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -126,6 +126,7 @@ ONE_OF_EACH := --categories calculator filesystem database chained --limit 1
 define SMOKE_RUNS
 run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
 run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
+run mrbs $(ONE_OF_EACH) --mode recursive --json $(SMOKE)/mrbs-recursive.json
 run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
 run skills --condition curated --json $(SMOKE)/skills.json
 run bfcl --limit 1 --json $(SMOKE)/bfcl.json
@@ -140,6 +141,10 @@ export SMOKE_RUNS
 bench-smoke: image leaderboard  ## every part of the bench once, small
 	@echo "$$SMOKE_RUNS" | xargs --max-procs=2 --max-lines=1 $(BIN)/python -m bench
 	@$(BIN)/python -m bench report $(SMOKE)/*.json --into $(SMOKE)
+
+# Fails if a row of the performance budget is worse than twice its bound, and stays so when it is measured again.
+bench-gate: image  ## whether the server has become much slower; alone on the machine
+	@$(BIN)/python -m bench perf --quick --json $(SMOKE)/perf-gate.json
 
 # docs/benchmarks.md and the figures of the README, from all results in bench/results.
 bench-report: setup  ## docs/benchmarks.md, from all results

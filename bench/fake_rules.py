@@ -1,6 +1,7 @@
 """The answers of the deterministic model: the name of a model is its rule.
 
 - `echo`: the last message;
+- `parrot`: a program whose answer is the last message;
 - `sum`: the sum of the integers in the last message;
 - `count:WORD`: how often the word occurs in it;
 - `json`: the smallest value of the schema;
@@ -69,6 +70,7 @@ def read_or_program(texts: Sequence[str], rest: str, schema: Schema) -> str:
 RULES: Mapping[str, Callable[[Sequence[str], str, Schema], str]] = {
     "echo": lambda texts, rest, schema: texts[-1],
     "tool": lambda texts, rest, schema: texts[-1],
+    "parrot": lambda texts, rest, schema: f"```python\n# answer\n{texts[-1]!r}\n```",
     "sum": add_integers,
     "count": count_word,
     "json": lambda texts, rest, schema: json.dumps(smallest_value(schema or {})),

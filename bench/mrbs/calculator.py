@@ -29,7 +29,7 @@ def readings(world: World) -> dict[str, float]:
 
 def expect_product(world: World) -> Any:
     registers = world.state["calculator"]["registers"]
-    return registers["total"] * registers["factor"]
+    return registers["total"] * registers["factor"] - registers["rate"]
 
 
 def expect_stored(world: World) -> Any:
@@ -68,21 +68,22 @@ TASKS = [
     Task(
         "product",
         "easy",
-        "What is the value of the calculator's register total, multiplied by that of factor?",
+        "What is the value of the calculator's register total, multiplied by that of factor, less "
+        "that of rate?",
         expect_product,
         """
 from tools.calculator import multiply, recall
-multiply(recall("total"), recall("factor"))
+multiply(recall("total"), recall("factor")) - recall("rate")
 """,
         (
             """
-from tools.calculator import add, recall
-add(recall("total"), recall("factor"))
+from tools.calculator import multiply, recall
+multiply(recall("total"), recall("factor") - recall("rate"))
 """,
             """
 from tools.calculator import recall, store
 store("total", recall("total") * recall("factor"))
-recall("total")
+recall("total") - recall("rate")
 """,
         ),
     ),

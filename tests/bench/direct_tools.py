@@ -20,6 +20,7 @@ from bench.mrbs.world import SERVERS
 from bench.servers.base import ToolError
 
 LOOP = asyncio.new_event_loop()
+RESULTS: list[Any] = []  # what the calls of the last program returned
 
 
 @contextmanager
@@ -48,7 +49,8 @@ def make_function(tool: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...
     """Return a tool as a function that does not need to be awaited."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return LOOP.run_until_complete(tool(*args, **kwargs))
+        RESULTS.append(LOOP.run_until_complete(tool(*args, **kwargs)))
+        return RESULTS[-1]
 
     return call
 
@@ -58,6 +60,7 @@ def run_program(code: str) -> Any:
 
     It runs in a folder of its own, because wrong programs write into the working directory.
     """
+    RESULTS.clear()
     tree = ast.parse(code)
     last = None
     if tree.body and isinstance(end := tree.body[-1], ast.Expr):

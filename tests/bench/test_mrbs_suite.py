@@ -27,6 +27,11 @@ from tests.helpers.sizes import choose_size
 ROOT = Path(__file__).parents[2]
 MRBS = (sys.executable, "-m", "bench", "run", "mrbs")
 ECHO_CATEGORIES = list(CATEGORIES)[: choose_size("ECHO_CATEGORIES", short=1, long=11)]
+REPEATERS = [  # mode, the model's rule, and its turns; the last one repeats the result of a call
+    ("function-calling", "echo", 1),
+    ("llm", "parrot", 1),
+    ("function-calling", "tool", 2),
+][choose_size("ECHO_RULES", short=-1, long=0) :]
 TASKS_BY_NAME = {task.name: task for task in TASKS}
 
 
@@ -70,19 +75,22 @@ def test_recursion_needs_a_server_whose_model_is_known() -> None:
     assert main(["--mode", "recursive", "--server", "http://127.0.0.1:1/mcp"]) == 2
 
 
-def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "rule", "turns"), REPEATERS)
+def test_a_model_that_repeats_what_it_saw_does_no_task(
+    tmp_path: Path, mode: str, rule: str, turns: int
+) -> None:
     command = [sys.executable, "-m", "bench.fake_llm"]
     file = tmp_path / "echo.json"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as model:
         try:
             assert model.stdout is not None
             url = json.loads(model.stdout.readline())["url"]
-            options = ("--model", "openai/echo", "--api-base", url, "--api-key-variable", "KEY")
+            options = ("--model", f"openai/{rule}", "--api-base", url, "--api-key-variable", "KEY")
             more = ("--categories", *ECHO_CATEGORIES, "--attempts", "1")
             done = subprocess.run(
-                [*MRBS, "--mode", "function-calling", *options, *more, "--json", str(file)],
+                [*MRBS, "--mode", mode, *options, *more, "--json", str(file)],
                 cwd=ROOT,
-                env={"PATH": "/usr/bin:/bin", "KEY": "test-key-0123456789", "HOME": str(tmp_path)},
+                env={**os.environ, "KEY": API_KEY},
                 capture_output=True,
                 text=True,
                 timeout=240,
@@ -95,7 +103,7 @@ def test_a_model_that_repeats_what_it_saw_does_no_task(tmp_path: Path) -> None:
     assert len(tasks) == 6 * len(ECHO_CATEGORIES)
     for task in tasks:
         assert not task["is_right"]
-        assert task["usage"]["turns"] == 1, "the model answered"
+        assert task["usage"]["turns"] == turns, "the model answered"
 
 
 @contextmanager

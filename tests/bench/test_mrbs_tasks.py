@@ -18,7 +18,7 @@ from bench.mrbs.world import World, export_state, read_calls, write_state
 from bench.servers.names import API_VARIABLE, STATE_VARIABLE
 from tests.helpers.sizes import choose_size
 
-from .direct_tools import install_tools, run_program
+from .direct_tools import RESULTS, install_tools, run_program
 
 SEEDS = range(choose_size("BENCH_SEEDS", short=1, long=20))
 MANY_CALLS = 5
@@ -75,6 +75,16 @@ def test_nothing_that_a_prompt_says_is_the_answer(task: Task) -> None:
         seen = [prompt, *prompt.split("\n"), *prompt.split(". "), *words, *numbers]
         for answer in [None, "", 0, [], {}, *seen]:
             assert not judge(task, world, answer, state).is_right, answer
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_nothing_that_a_single_call_returns_is_the_answer(task: Task, state_folder: Path) -> None:
+    world = make_world(task, 0)
+    write_state(state_folder, world.whole_state())
+    run_program(fill_in(task.reference, world))
+    assert RESULTS
+    for result in RESULTS:
+        assert not judge(task, world, result, world.whole_state()).is_right, result
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
