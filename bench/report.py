@@ -13,11 +13,9 @@ from pathlib import Path
 from .results import RESULTS_FOLDER, ROOT, SuiteResult, read_result
 
 DOCUMENT = Path("docs/benchmarks.md")
-MARKED_DOCUMENTS = (
-    Path("README.md"),
-    Path("docs/comparison.md"),
-    Path("docs/models.md"),
-)  # have figures between marks
+MARKED_DOCUMENTS = tuple(  # have figures between marks
+    Path(name) for name in ("README.md", "docs/comparison.md", "docs/models.md", "docs/runs.md")
+)
 HEAD = """\
 # Benchmarks
 
@@ -35,8 +33,9 @@ rebase: `git rev-parse COMMIT:src` prints that of a commit.
 
 `python -m bench list` names the suites. `python -m bench run mrbs` does 66 tasks in eleven
 categories on real MCP servers, each judged by the end state of the servers and a value. `--mode llm
---model NAME` lets any model of litellm write the programs, `--mode function-calling` gives the same
-model the same tools as functions, and `--server` measures another server.
+--model NAME` lets any model of litellm write the programs, in `--mode recursive` these programs ask
+models themselves, `--mode function-calling` gives the same model the same tools as functions, and
+`--server` measures another server.
 """
 
 SECTION = re.compile(r"<!-- bench:([\w-]+) -->\n(.*?)\n<!-- /bench:\1 -->", re.DOTALL)
@@ -122,11 +121,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def describe_run(result: SuiteResult, command: str) -> str:
     """Return where and how a result was measured, as one paragraph."""
     where = result.environment
+    is_busy = where.load_before > where.processors
+    busy = " (beside other work, so times are longer than alone)" if is_busy else ""
     parts = [
         f"`{command}`",
         f"`src` {where.sources}, `bench` {where.harness}",
         f"{where.processors} processors ({where.processor})",
-        f"load {where.load_before:g} before and {where.load_after:g} after",
+        f"load {where.load_before:g} before and {where.load_after:g} after{busy}",
         f"Python {where.python}, mcp {where.packages.get('mcp', 'unknown')}",
         f"seed {result.seed}",
         result.started[:10],
