@@ -12,7 +12,7 @@ NAMES = "Alta Brekke Corvo Dunmore Elva Farsund Gjesvik Haugen Inari Jokul Kilda
 
 
 def make_world(draw: Random) -> World:
-    """Return fourteen stations; three are offline, four have an alert, and one has a storm."""
+    """Return fourteen stations; three are offline, five have an alert, and one has a storm."""
     names = NAMES.split()
     draw.shuffle(names)
     offline = set(draw.sample(names, 3))
@@ -29,8 +29,8 @@ def make_world(draw: Random) -> World:
         for name, temperature in zip(names, temperatures, strict=True)
     ]
     online = [name for name in names if name not in offline]
-    alerted = draw.sample(online, 4)
-    levels = ["yellow", "yellow", *draw.choices(("yellow", "red"), k=2)]
+    alerted = draw.sample(online, 5)  # an odd number: not as many can be red as are not
+    levels = ["yellow", "yellow", *draw.choices(("yellow", "red"), k=3)]
     alerts = [
         {"station": name, "level": level, "text": "test"}
         for name, level in zip(alerted, levels, strict=True)
