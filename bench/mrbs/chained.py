@@ -23,6 +23,8 @@ def make_world(draw: Random) -> World:
         facts |= {f"{name}_{key}": fact for key, fact in world.facts.items()}
     for product in state["web"]["products"]:
         product["busy"] = 0
+    for number in (3, 21):  # on the first page and on the last but one
+        state["web"]["products"][number]["stock"] = draw.randint(3, 7)
     state["mail"]["contacts"] += [f"{person}@office.example" for person in calendar.PEOPLE]
     return World(state, facts)
 

@@ -69,7 +69,9 @@ def _prepare():
             said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             problems.append([step["text"], f"exit code {{done.returncode}}, {{said[-1]}}"])
     return problems
-(_prepare(), globals().pop("_prepare"))[0]
+_problems = _prepare()
+del _prepare
+_problems
 """
 SOLVE = """
 import os, subprocess
