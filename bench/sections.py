@@ -310,26 +310,50 @@ def write_kills(results: Sequence[SuiteResult], plots: Path) -> str:
     return f"{head}\n{markdown_table(header, rows)}\n{plot}"
 
 
+UNDO_PARTS = ("sizes", "files", "programs")
+
+
 def write_undo(results: Sequence[SuiteResult], plots: Path) -> str:
-    """Write the section on rewinds and forks."""
-    result = results[-1]
+    """Write the section on rewinds and forks; results may have a part each."""
     bars = {
         each.name: statistics.median(each.samples)
+        for result in results
         for each in result.measurements
         if each.unit == "ms"
     }
+    commands = [describe_run(result, undo_command(result)) for result in results]
+    text = "".join(map(describe_undo, results))
+    table = markdown_table(("what", "median"), [[n, f"{ms:,.3g} ms"] for n, ms in bars.items()])
+    plot = plot_bars("Going back", "ms (log)", bars, plots, "undo", log=True)
+    head = "\n".join(commands)
+    return f"## Undo\n{head}\n{text}\n{table}\n{plot}"
+
+
+def undo_command(result: SuiteResult) -> str:
+    """Return the command that repeats a result."""
+    names = [each.name for each in result.measurements]
+    sizes = [name.removeprefix("docker commit, ") for name in names if "docker commit" in name]
+    parts = ["sizes"] if sizes else []
+    parts += ["files"] if any("files" in name for name in names) else []
+    parts += ["programs"] if "right" in result.details else []
+    only = f" --only {' '.join(parts)}" if len(parts) < len(UNDO_PARTS) else ""
+    numbers = " ".join(size.removesuffix(" MB").replace(",", "") for size in sizes)
+    chosen = f" --sizes {numbers}" if sizes else ""
+    return f"python -m bench run undo{only}{chosen} --seed {result.seed}"
+
+
+def describe_undo(result: SuiteResult) -> str:
+    """Return how many programs were right in a result; "" if it has none."""
+    if "right" not in result.details:
+        return ""
     right, programs = result.details["right"], result.details["programs"]
-    text = (
+    return (
         f"Of {programs} random programs, exactly the earlier variables and files were there after "
         f"a rewind for {format_share(right['rewind'], programs)}, and in a fork for "
         f"{format_share(right['fork'], programs)}. Some make closures and generators: a pickle had "
         f"all variables for {format_share(right['pickle'], programs)}, and never has files. "
         "`docker commit` keeps neither memory nor a workspace in tmpfs, so it goes back for none.\n"
     )
-    command = f"python -m bench run undo --seed {result.seed}"
-    table = markdown_table(("what", "median"), [[n, f"{ms:.3g} ms"] for n, ms in bars.items()])
-    plot = plot_bars("Going back", "ms (log)", bars, plots, "undo", log=True)
-    return f"## Undo\n{describe_run(result, command)}\n{text}\n{table}\n{plot}"
 
 
 def write_density(results: Sequence[SuiteResult], plots: Path) -> str:
@@ -365,18 +389,27 @@ cost time and are not in this table: what runs in the process of its caller is f
 
 
 def write_rivals(results: Sequence[SuiteResult], plots: Path) -> str:
-    """Write the section on other runtimes; one that cannot run keeps its row."""
-    result = results[-1]
-    samples = {each.name: each.samples for each in result.measurements}
+    """Write the section on other runtimes; one that cannot run keeps its row.
+
+    Results may have a part of the runtimes each.
+    """
+    samples = {each.name: each.samples for result in results for each in result.measurements}
+    entries: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for result in results:
+        entries |= result.details["rivals"]
+        found |= result.details["figures"]
+        reasons |= result.failures
 
     def median(name: str, unit: str) -> str:
         return f"{statistics.median(samples[name]):.3g} {unit}" if samples.get(name) else "-"
 
     rows = []
-    for name, entry in result.details["rivals"].items():
+    for name, entry in entries.items():
         versions = ", ".join([*entry.get("packages", ()), *entry.get("npm", ())])
         about = [entry["title"], entry["language"], entry["place"]]
-        figures = result.details["figures"].get(name)
+        figures = found.get(name)
         if figures is None:
             rows.append([*about, *["-"] * 6, versions])
             continue
@@ -395,10 +428,15 @@ def write_rivals(results: Sequence[SuiteResult], plots: Path) -> str:
     header = ["runtime", "language", "where code runs", "first result", "warm run", "tool"]
     header += ["call", "short outputs lost", "keeps variables", "versions"]
     missing = "".join(
-        f"- {result.details['rivals'][name]['title']} cannot run here: `{reason}`\n"
-        for name, reason in result.failures.items()
+        f"- {entries[name]['title']} cannot run here: `{reason}`\n"
+        for name, reason in reasons.items()
     )
-    head = describe_run(result, "make rivals && python -m bench run rivals")
+    command = "make rivals && python -m bench run rivals"
+    only = (
+        "" if len(results) == 1 else f" --only {' '.join(each.details['rivals'])}"
+        for each in results
+    )
+    head = "\n".join(map(describe_run, results, (f"{command}{each}" for each in only)))
     return f"## Other runtimes\n{head}\n{RIVALS_NOTE}\n{markdown_table(header, rows)}\n{missing}"
 
 
@@ -565,6 +603,8 @@ def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, 
             f"the ledger, against {naive['doubled']} doubled in {naive['kills']} naive retries."
         )
     for result in results.get("undo", ()):
+        if "right" not in result.details:
+            continue
         right, programs = result.details["right"], result.details["programs"]
         figures["undo"] = (
             f"- {right['rewind']} of {programs} random programs were as before after a rewind, and "
