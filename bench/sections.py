@@ -212,10 +212,13 @@ def format_difference(difference: Sequence[float] | None) -> str:
 
 
 def write_context_cost(results: Sequence[SuiteResult], plots: Path) -> str:
-    """Write the section on what reaches the model, with the crossover of each catalogue."""
-    result = results[-1]
+    """Write the section on what reaches the model, with the crossover of each catalogue.
+
+    Results may have a part of the sizes each.
+    """
+    points = [point for result in results for point in result.details["points"]]
     modes: dict[str, dict[int, list[TaskData]]] = {mode: {} for mode in MODE_NAMES}
-    for point in result.details["points"]:
+    for point in sorted(points, key=lambda each: int(each["catalogue"])):
         modes[point["mode"]].setdefault(point["catalogue"], []).append(point)
     by_functions, by_programs = modes["function-calling"], modes["llm"]
     rows, panels, crossovers = [], {}, {}
@@ -231,13 +234,12 @@ def write_context_cost(results: Sequence[SuiteResult], plots: Path) -> str:
         }
     header = ["tools", "tokens, programs", "tokens, function calls", "ratio"]
     header.append("who needs fewer tokens")
-    limit = result.details["limit"]
-    option = f" --limit {limit}" if limit else ""
-    sizes = " ".join(map(str, panels))
-    command = f"python -m bench run context-cost{option} --catalogues {sizes}"
+    heads = [describe_run(result, context_cost_command(result)) for result in results]
     return "\n".join(
         [
-            f"## What reaches the model\n{describe_run(result, command)}\n{GOLD_NOTE}",
+            "## What reaches the model\n",
+            *heads,
+            GOLD_NOTE,
             "A catalogue has at least the tools of the servers that the category of a task uses.\n",
             markdown_table(header, rows),
             "Where function calls win, by groups of tasks and size of the catalogue:\n",
@@ -249,6 +251,14 @@ def write_context_cost(results: Sequence[SuiteResult], plots: Path) -> str:
             plot_crossover(panels, crossovers, plots),
         ]
     )
+
+
+def context_cost_command(result: SuiteResult) -> str:
+    """Return the command that repeats a result."""
+    limit = result.details["limit"]
+    option = f" --limit {limit}" if limit else ""
+    sizes = dict.fromkeys(str(point["catalogue"]) for point in result.details["points"])
+    return f"python -m bench run context-cost{option} --catalogues {' '.join(sizes)}"
 
 
 def describe_crossover(
@@ -614,8 +624,8 @@ def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, 
         figures["durability"] = describe_durability(result.details["rows"])
     for result in results.get("long-context", ()):
         figures["long-texts"] = long_text_table(result.details["lines"])
-    for result in results.get("context-cost", ()):
-        figures["smallest-catalogue"] = describe_smallest_catalogue(result)
+    if costs := results.get("context-cost"):
+        figures["smallest-catalogue"] = describe_smallest_catalogue(costs)
     return {name: text for name, text in figures.items() if text}
 
 
@@ -631,9 +641,9 @@ def describe_durability(rows: Mapping[str, Any]) -> str:
     )
 
 
-def describe_smallest_catalogue(result: SuiteResult) -> str:
+def describe_smallest_catalogue(results: Sequence[SuiteResult]) -> str:
     """Return for how many tasks function calls win with the smallest catalogue."""
-    points = result.details["points"]
+    points = [point for result in results for point in result.details["points"]]
     size = min(point["catalogue"] for point in points)
     by_mode = {
         mode: [each for each in points if (each["catalogue"], each["mode"]) == (size, mode)]
