@@ -249,7 +249,7 @@ def write_task(folder: Path, dockerfile: str | None) -> SkillsTask:
         ("ADD *.tar.gz /root/", {}, ["ADD *.tar.gz /root/"]),
         ("ENV TO=in\nCOPY a.csv ${TO}/${NONE:-x}.csv", {"in/x.csv": b"a"}, []),
         ("ARG TO=/root/in/\nCOPY a.csv $TO", {"in/a.csv": b"a"}, []),
-        ("COPY ../task/environment/a.csv ../../instruction.md .", {"a.csv": b"a"}, []),
+        ("COPY ../instruction.md .", {}, ["COPY ../instruction.md ."]),
         ("FROM scratch\nWORKDIR /root\nCOPY b.csv .", {"b.csv": b"b"}, []),
         ("COPY --from=other /x /root/x", {}, ["COPY --from=other /x /root/x"]),
         ("SECRET a", {}, ["SECRET a"]),
