@@ -123,12 +123,13 @@ bench: image upstreams  ## time and memory
 # once. Their figures mean nothing.
 SMOKE := bench/results/smoke
 ONE_OF_EACH := --categories calculator filesystem database chained --limit 1
+ONE_OR_TWO := --categories calculator database --limit 1
 define SMOKE_RUNS
 run mrbs $(ONE_OF_EACH) --json $(SMOKE)/mrbs-baseline.json
-run mrbs $(ONE_OF_EACH) --mode llm --json $(SMOKE)/mrbs-llm.json
-run mrbs $(ONE_OF_EACH) --mode recursive --json $(SMOKE)/mrbs-recursive.json
-run mrbs $(ONE_OF_EACH) --mode function-calling --json $(SMOKE)/mrbs-functions.json
-run skills --condition curated --json $(SMOKE)/skills.json
+run mrbs $(ONE_OR_TWO) --mode llm --json $(SMOKE)/mrbs-llm.json
+run mrbs $(ONE_OR_TWO) --mode recursive --json $(SMOKE)/mrbs-recursive.json
+run mrbs $(ONE_OR_TWO) --mode function-calling --json $(SMOKE)/mrbs-functions.json
+run skills --condition curated --limit 1 --json $(SMOKE)/skills.json
 run bfcl --limit 1 --json $(SMOKE)/bfcl.json
 run same-tape --limit 4 --json $(SMOKE)/same-tape.json
 run kill-anywhere --targets worker --limit 1 --rounds 1 --json $(SMOKE)/kill-anywhere.json
