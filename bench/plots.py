@@ -13,7 +13,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from .statistics import Interval
 
@@ -54,7 +60,12 @@ def plot_crossover(
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(points), figsize=(3.1 * len(points), 3.2), sharey=True, squeeze=False
+            1,
+            len(points),
+            figsize=(2.6 * len(points), 3.2),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
         )
         for panel, (catalogue, ways) in zip(axes[0], points.items(), strict=True):
             draw_panel(panel, f"{catalogue:,} tools", ways)
@@ -72,6 +83,7 @@ def draw_panel(panel: Axes, title: str, ways: Mapping[str, Sequence[tuple[int, f
         panel.scatter(calls, tokens, s=22, color=COLOURS[way], label=way, alpha=0.85, linewidth=0)
     panel.set(title=title, xlabel="calls", xscale="log", yscale="log")
     panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 

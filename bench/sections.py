@@ -451,8 +451,8 @@ def write_rivals(results: Sequence[SuiteResult], plots: Path) -> str:
 
 
 LONG_TEXT_KINDS = {
-    "Facts in prose (needles)": ("needle", "needles"),
-    "Questions that need every row (as in OOLONG)": ("count", "compare", "month", "pairs"),
+    "Needles: facts in prose": ("needle", "needles"),
+    "OOLONG-like: every row counts": ("count", "compare", "month", "pairs"),
 }
 
 
