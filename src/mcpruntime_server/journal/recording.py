@@ -144,7 +144,7 @@ async def load_recording(journal: Journal, row: RunRow) -> Recording:
 
 
 async def load_session_recording(journal: Journal, session_id: str, run_id: str) -> Recording:
-    """Return the recording of a run of a known session; raises `JournalFailed` as above."""
+    """Return the recording of a run by its ids; raises `JournalFailed` as `load_recording` does."""
     events = await journal.load_events(session_id, run_id=run_id)
     builder = RecordingBuilder()
     for stored in events:

@@ -106,7 +106,6 @@ class SandboxPool:
         was_ready = True
         before = self._attempts  # an earlier failure says nothing now: the engine may be back
         while True:
-            self.fill()
             while self._ready:
                 slot = self._ready.popleft()
                 if not slot.link.closed.is_set():
@@ -115,6 +114,7 @@ class SandboxPool:
             failure = self._take_failure_after(before)
             if failure is not None:
                 raise failure
+            self.fill()
             was_ready = False
             await self._update.wait()
 
