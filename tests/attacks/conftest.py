@@ -47,10 +47,13 @@ CHOICE = (
     "test_signed_skills.py::test_a_signed_skill_is_not_replaced",
     "test_skill_reports.py::test_no_run_has_a_skill_retired",
     "test_terminal.py",
+    "test_upstream_http.py::test_a_call_gets_its_result_or_a_clear_error[blank_header]",
     "test_upstream_processes.py::test_no_process_of_an_upstream_outlives_the_server[stubborn",
     "test_unwritable_answers.py::test_a_forged_message_ends_at_most_its_sandbox[auto-an error]",
     "test_unwritable_answers.py::test_an_answer_that_cannot_be_written_is_an_error_to_its_request",
     "test_unwritable_answers.py::test_front_matter",
+    "test_web_requests.py::test_web_requests_cost_their_own_session_at_most[chunks without end]",
+    "test_web_requests.py::test_web_requests_cost_their_own_session_at_most[headers without end]",
 )
 
 
