@@ -139,13 +139,28 @@ function readAnswers(place) {
 }
 
 async function showRerun(place, run, rerun) {
-  place.replaceChildren(make("h2", {}, "What is different"));
+  const title = make("h2", { tabIndex: -1 }, "What is different");
+  place.replaceChildren(title);
   place.append(make("p", {}, make("a", { href: `/s/${rerun.session}` }, "Open the session of the attempt")));
-  const originals = rerun.comparisons.map((each) => each.run);
-  for (const [position, original] of originals.entries()) {
-    const again = rerun.runs[position].run;
+  let equal = []; // steps without a difference, one after the other
+  for (const [position, { run: original }] of rerun.comparisons.entries()) {
+    const { run: again, step } = rerun.runs[position];
     const found = await loadJson(`/ui/api/runs/${original}/diff?other=${again}`);
-    place.append(showDifference(rerun.runs[position].step, found));
+    if (found.equal && !found.damage.length) {
+      equal.push(step);
+    } else {
+      if (equal.length) place.append(describeEqual(equal));
+      equal = [];
+      place.append(showDifference(step, found));
+    }
   }
+  if (equal.length) place.append(describeEqual(equal));
   place.scrollIntoView({ block: "start" });
+  title.focus({ preventScroll: true });
+}
+
+/** Return an element for steps in which nothing differs. */
+function describeEqual(steps) {
+  const text = steps.length === 1 ? `Step ${steps[0]}` : `Steps ${steps[0]} to ${steps.at(-1)}`;
+  return make("section", { className: "difference" }, make("h3", {}, text), make("p", { className: "faint" }, "Nothing differs."));
 }

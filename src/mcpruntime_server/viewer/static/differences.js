@@ -5,7 +5,6 @@ import { make } from "./dom.js";
 /** Return an element that shows how run `b` differs from run `a`. */
 export function showDifference(step, found) {
   const parts = [make("h3", {}, `Step ${step}`)];
-  if (found.equal) parts.push(make("p", { className: "faint" }, "Nothing differs."));
   for (const [title, text] of [["Code", found.code], ["Output", found.stdout], ["Error output", found.stderr]]) {
     if (text) parts.push(make("h4", {}, title), sideBySide(text));
   }

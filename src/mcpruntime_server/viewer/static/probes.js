@@ -44,8 +44,8 @@ async function showProbe(panel, run, form, request) {
 }
 
 function describeReplay(found) {
-  const notes = found.notes.length ? ` ${found.notes.join(" ")}` : "";
-  if (found.faithful) return `Replayed exactly as recorded; nothing outside was touched.${notes}`;
+  const notes = found.notes.map((note) => ` ${note}`).join("");
+  if (found.faithful) return `Replayed exactly as recorded.${notes || " Nothing outside was touched."}`;
   const what = found.differences.join(", ");
   return `The replay differs from the recording in ${what}. ${found.divergence}${notes}`;
 }
@@ -69,6 +69,7 @@ function placeResult(panel, found, request) {
   item.dataset.key = `${found.line} ${request.expression}`;
   if (place) place.after(item);
   else code.append(item);
+  code.scrollLeft = 0; // going through its marks with the keyboard may have scrolled the line away
   item.scrollIntoView({ block: "nearest" });
 }
 

@@ -63,6 +63,7 @@ async function showVariables(button, session, run, list) {
     const describe = (variable) => describeSource(variable, sources, session, run);
     list.replaceChildren(buildTable(found, describe));
     button.hidden = true;
+    list.firstElementChild.focus(); // the button that had it is gone
   } catch (error) {
     list.replaceChildren(make("p", { className: "alert", role: "alert" }, error.message));
   }
@@ -88,7 +89,7 @@ function buildTable(found, describe) {
   }
   const frame = make("div", { className: "table-frame", tabIndex: 0, role: "region" }, make("table", { className: "variables" }, head, make("tbody", {}, ...rows)));
   frame.setAttribute("aria-label", "Variables after the step");
-  return rows.length ? frame : make("p", { className: "empty small" }, "No variables.");
+  return rows.length ? frame : make("p", { className: "empty small", tabIndex: -1 }, "No variables.");
 }
 
 /** Return what a table says about the step that set a variable, and the one that changed it. */

@@ -26,6 +26,8 @@ const JUMPS = {
   PageUp: (at, last) => Math.max(at - tenthOf(last), 0),
   PageDown: (at, last) => Math.min(at + tenthOf(last), last),
 };
+// what keys lead to: fields get the focus, buttons are pressed
+const TOOLS = { p: "#probe-expression", t: "[data-try]", a: "#ask-code", v: "[data-variables]:not([hidden])" };
 
 const page = find("[data-session]");
 const session = page.dataset.session;
@@ -229,15 +231,20 @@ const tenthOf = (last) => Math.max(Math.round(last / 10), 1);
 // what people do ------------------------------------------------------------------------------------
 
 document.addEventListener("keydown", (event) => {
-  if (isWriting(event)) return;
+  if (isWriting(event) || find("dialog[open]")) return;
   const isScrolling = event.target.closest("[role=region]") && event.key.startsWith("Arrow");
   if (isScrolling) return;
   const move = MOVES[event.key] ?? (event.target === scrub.canvas && JUMPS[event.key]);
   if (move) {
     event.preventDefault();
     withSteps(() => selectStep(move(selected, list.length - 1)));
-  } else if (event.key === "f" && !event.ctrlKey && !event.metaKey) {
+  } else if (event.key === "f") {
     withSteps(goToFailure);
+  } else if (event.key in TOOLS) {
+    const tool = find(TOOLS[event.key], frame);
+    if (tool) event.preventDefault();
+    tool?.focus();
+    if (tool?.tagName === "BUTTON") tool.click();
   }
 });
 
