@@ -79,11 +79,12 @@ def calls_made(service: HttpService) -> list[str]:
 async def test_a_probe_repeats_no_call_and_shows_each_execution(
     service: HttpService, api: ApiClient, runs: list[str]
 ) -> None:
-    made = calls_made(service)
+    made, before = calls_made(service), (await api.get("/sessions/study")).json()
     found = await post(api, f"/runs/{runs[1]}/probe", {"line": 4, "expression": "best, row"})
     assert [hit["value"]["text"] for hit in found["hits"]] == ["[0, 3]", "[3, 1]", "[3, 2]"]
     assert (found["faithful"], found["hit_count"], found["status"]) == (True, 3, "ok")
     assert calls_made(service) == made
+    assert (await api.get("/sessions/study")).json() == before
 
 
 async def test_a_part_of_many_executions_is_shown(api: ApiClient, runs: list[str]) -> None:

@@ -56,6 +56,10 @@ async def test_axe_finds_nothing_on_any_page(viewer: Viewer) -> None:
     if not AXE.exists():
         pytest.skip("axe-core is not installed: run scripts/test-browser")
     code = "from tools.counted import add\nadd(item='x').result"
+    async with viewer.service.connect(viewer.token) as client:
+        for source in ("price = 12\nprice * 2", "price = 12\nprice * 3 + 1"):
+            run = await client.run(source, session="skills")
+            await client.client.call_tool("save_skill", {"run": run.run, "name": "double"})
     async with viewer.api() as api, viewer.open() as page:
         request = {"code": code, "session": "waits", "wait_s": 30}
         waiting = (await api.post("/execute", request)).json()
@@ -63,7 +67,8 @@ async def test_axe_finds_nothing_on_any_page(viewer: Viewer) -> None:
         steps = {each["step"]: f"/s/{viewer.session}/{each['run']}" for each in runs}
         found = {}
         shown = [steps[step] for step in (3, 5, 7, 8)]
-        for path in ("/", "/?q=row", "/approvals", "/skills", "/s/none/none", *shown):
+        lists = ("/", "/?q=row", "/?state=failed", "/approvals", "/skills", "/skills/double")
+        for path in (*lists, "/s/none/none", *shown):
             await page.goto(viewer.base + path)
             if path in shown:
                 await expect(page.locator(".rail-row").first).to_be_visible()
@@ -71,8 +76,26 @@ async def test_axe_finds_nothing_on_any_page(viewer: Viewer) -> None:
             found[path] = await find_violations(page)
         await page.click("[data-variables]")
         await expect(page.locator("[data-variable-list] tr").nth(1)).to_be_visible()
+        await page.fill("#probe-expression", "open")
+        await page.press("#probe-expression", "Enter")
+        await expect(page.locator(".probe-result")).to_be_visible()
+        await page.fill("#ask-code", "1 / 0")
+        await page.press("#ask-code", "Enter")
+        await expect(page.locator(".answer")).to_be_visible()
+        found["looked into"] = await find_violations(page)
         await page.click("[data-try]")
-        found["dialog"] = await find_violations(page)
+        await page.fill("#try-code", "open('totals.json', 'w').write('{}')")
+        await page.click("text=Execute and compare")
+        await expect(page.locator(".side-by-side").first).to_be_visible()
+        found["comparison"] = await find_violations(page)
+        await page.keyboard.press("Escape")
+        await page.click("[data-save-skill]")
+        await expect(page.locator(".skill-preview code").first).to_be_visible()
+        found["saving"] = await find_violations(page)
+        await page.keyboard.press("Escape")
+        await page.set_viewport_size({"width": 1400, "height": 900})
+        await page.click("[data-delete]")
+        found["deletion"] = await find_violations(page)
         await page.context.clear_cookies()
         await page.goto(f"{viewer.base}/login")
         found["login"] = await find_violations(page)

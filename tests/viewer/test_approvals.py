@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -42,10 +43,15 @@ async def test_a_question_appears_at_once_and_keys_answer_it(viewer: Viewer) -> 
         await page.keyboard.press("a")
         await expect(page.locator("[data-card]")).to_have_count(0)
         assert await finish(viewer, run) == "ok"
-        run = await ask(viewer, "refused", "keys")
+        refused = await ask(viewer, "refused", "keys")
         await page.click("[data-answer=deny]")
         await expect(page.locator("[data-card]")).to_have_count(0)
-        assert await finish(viewer, run) == "error"
+        assert await finish(viewer, refused) == "error"
+        for each, decision in ((run, "allow"), (refused, "deny")):  # the step says who has answered
+            await page.goto(f"{viewer.base}/s/keys/{each}")
+            await page.click("#call-1 summary >> nth=0")
+            approval = page.locator("#call-1 .facts div", has_text="Approval")
+            await expect(approval).to_contain_text(re.compile(rf"{decision} by ann\b.* after \d"))
 
 
 async def test_a_question_says_where_its_text_came_from(viewer: Viewer) -> None:

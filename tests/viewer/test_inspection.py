@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import nbformat
 from playwright.async_api import expect
 
 from .conftest import Viewer
 
+READ_NOTEBOOK: Any = nbformat.reads  # without types
 LOOP_STEP = 9  # prints 1,200 rows; its line 2 is the head of the loop, its line 3 the body
 
 
@@ -97,3 +102,37 @@ async def test_a_step_is_pinned_and_unpinned(viewer: Viewer) -> None:
         await page.reload()
         await page.click("text=Unpin")
         await expect(page.locator("[data-pin]")).to_have_text("Pin")
+
+
+async def test_a_rewind_asks_first_and_the_session_goes_on_from_there(viewer: Viewer) -> None:
+    async with viewer.api() as api:
+        for code in ("place = 1", "place = 2"):
+            [*_, end] = await api.execute(code, session="rewound")
+        async with viewer.open(f"/s/{end.data['session']}") as page:
+            await expect(page.locator(".panel h2")).to_have_text("Step 2")
+            await page.keyboard.press("k")
+            await expect(page.locator(".panel h2")).to_have_text("Step 1")
+            await page.click("text=Rewind")
+            await page.click("text=are you sure")
+            await expect(page.locator(".toast")).to_contain_text("continues from step 1")
+            await expect(page.locator(".rail-row.is-aside")).to_have_count(1)
+        [*_, end] = await api.execute("place", session="rewound")
+        assert end.data["value"] == 1
+
+
+async def test_a_step_and_its_session_are_downloaded_as_files_that_need_nothing_else(
+    viewer: Viewer,
+) -> None:
+    async with viewer.open(await open_step(viewer, LOOP_STEP)) as page:
+        saved = {}
+        for kind in ("Step as HTML", "Session as notebook"):
+            await page.click(".menu summary")
+            async with page.expect_download() as download:
+                await page.click(f"text={kind}")
+            saved[kind] = (await (await download.value).path()).read_text()
+            await page.click(".menu summary")
+    assert "row 01199 checked" in saved["Step as HTML"]
+    assert not re.search(r"<(?:script|link)|src=|@import|url\(", saved["Step as HTML"])
+    notebook = READ_NOTEBOOK(saved["Session as notebook"], as_version=4)
+    nbformat.validate(notebook)
+    assert len(notebook.cells) >= LOOP_STEP

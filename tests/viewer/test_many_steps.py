@@ -17,7 +17,7 @@ from mcpruntime_server.journal.events import (
     RunStarted,
     TipMoved,
 )
-from mcpruntime_server.journal.store import open_journal
+from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.viewer.output_windows import FIRST_LINES
 from mcpruntime_server.viewer.step_lists import WINDOW_ROWS, build_columns
 
@@ -27,6 +27,29 @@ from .conftest import CHROMIUM, TIMEOUT_MS
 from .measure_scale import write_session
 
 STEPS = WINDOW_ROWS * 4 + 20
+HEAT = (("ok", 0.0), ("ok", 2.0), ("error", 0.0), ("ok", 0.0))  # statuses and costs
+# The colours of the bar in the middle of each step, and those that the style has for them.
+READ_BAR = """() => {
+  const canvas = document.querySelector("[data-scrub]");
+  const context = canvas.getContext("2d");
+  const read = (x, y) => {
+    const ratio = devicePixelRatio;
+    const [r, g, b, a] = context.getImageData(x * ratio, y * ratio, 1, 1).data;
+    return a ? `rgb(${r}, ${g}, ${b})` : "";
+  };
+  const probe = document.body.appendChild(document.createElement("i"));
+  const resolve = (name) => {
+    probe.style.setProperty("color", `var(${name})`);
+    return getComputedStyle(probe).color;
+  };
+  const names = { "--heat-0": "fast", "--heat-3": "slow", "--bad": "failed", "--cost": "dear" };
+  const known = Object.fromEntries(Object.entries(names).map(([name, as]) => [resolve(name), as]));
+  const { clientHeight } = canvas;
+  const columns = [0, 1, 2].map((place) => place * 56 + 20);
+  const rows = { top: 3, foot: clientHeight - 9, strip: clientHeight - 2 };
+  const readRow = (y) => columns.map((x) => known[read(x, y)] ?? "");
+  return Object.fromEntries(Object.entries(rows).map(([row, y]) => [row, readRow(y)]));
+}"""
 MEGABYTES = 6  # more than a page reads before it is there
 
 
@@ -38,8 +61,39 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
     settings = write_settings(folder, sandbox={"backend": "local", "pool_size": 0})
     async with open_journal(folder / "data") as journal:
         await write_session(journal, STEPS, MEGABYTES)
+        await write_heat(journal)
     async with open_http_service(settings, "--no-auth") as opened:
         yield opened
+
+
+async def write_heat(journal: Journal) -> None:
+    """Write the session whose bar is looked at; its last step is the selected one."""
+    await journal.create_session("s_heat", "heat", "local")
+    parent = None
+    for step, (status, usd) in enumerate(HEAT, 1):
+        run = f"r_heat{step}"
+        journal.append("s_heat", RunStarted(run, parent, step, "1", f"<step {step}>", 60.0), run)
+        if usd:
+            journal.append("s_heat", ModelUsageRecorded(1, 1, 2, usd), run)
+        journal.append("s_heat", RunFinished(status), run)
+        parent = run
+    await journal.flush()
+
+
+async def test_the_bar_shows_time_cost_and_failures_as_heat(page: Page) -> None:
+    async def slow_down(route: Route) -> None:
+        response = await route.fetch()
+        steps = {**await response.json(), "durations": [1, 9_000, 9_000, 1]}
+        await route.fulfill(response=response, json=steps)
+
+    await page.route("**/steps?run=*", slow_down)
+    await page.goto("/s/s_heat")
+    await expect(page.locator("[data-totals]")).to_contain_text("$2.00")
+    assert await page.evaluate(READ_BAR) == {
+        "top": ["", "slow", "failed"],
+        "foot": ["fast", "slow", "failed"],
+        "strip": ["", "dear", ""],
+    }
 
 
 @pytest.fixture

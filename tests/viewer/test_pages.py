@@ -109,6 +109,31 @@ async def test_a_running_session_is_followed_and_cancelled(viewer: Viewer) -> No
         await expect(page.locator("[data-live]")).to_be_hidden()
 
 
+async def test_a_gigabyte_of_output_is_cut_where_it_arises_and_the_page_says_so(
+    viewer: Viewer,
+) -> None:
+    code = (
+        "import os\nlines = (b'x' * 1023 + b'\\n') * 1024\nfor _ in range(1024): os.write(1, lines)"
+    )
+    async with viewer.api() as api:
+        [*_, end] = await api.execute(code, session="gigabyte")
+    async with viewer.open(f"/s/{end.data['session']}") as page:
+        await expect(page.locator("[data-dropped]")).to_have_text(
+            re.compile(r"^1\.0 GB were not recorded\.$")
+        )
+        await expect(page.locator("[data-line-count]")).to_have_text(re.compile(r"^[\d,]+ lines$"))
+
+
+async def test_a_line_of_code_has_an_address(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        await page.click("#L2 .no", force=True)
+        await expect(page).to_have_url(re.compile("#L2$"))
+        address = page.url
+        await page.goto(viewer.base)
+        await page.goto(address)
+        await expect(page.locator("#L2")).to_have_class(re.compile("is-target"))
+
+
 async def test_changed_files_are_compared_and_downloaded(viewer: Viewer) -> None:
     code = "open('notes.md', 'w').write('# Report\\n\\nTotals are <b>wrong</b>.\\n')"
     async with viewer.api() as api, viewer.open() as page:
