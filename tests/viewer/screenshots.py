@@ -151,6 +151,7 @@ async def draw_pages(browser: Browser, base: str, session: str) -> None:
                 )
                 page = await context.new_page()
                 await show(page, base, session)
+                await page.mouse.move(0, 0)  # whatever it is over looks different
                 path = IMAGES / f"{name}-{scheme}-{width_name}.png"
                 write_picture(path, await page.screenshot())
                 await context.close()
