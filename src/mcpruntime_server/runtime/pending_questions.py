@@ -149,6 +149,7 @@ class QuestionHistory:
         self._unanswered: dict[QuestionSubject, QuestionAsked] = {}
         # The kind of a question, and an answer that the code may not have received.
         self._undelivered: dict[QuestionSubject, tuple[str, QuestionAnswered]] = {}
+        self._declined_urls: set[str] = set()  # of credentials that nobody is asked for again
 
     def restore(self, recording: Recording) -> None:
         """Restore what was asked on a server that died."""
@@ -157,7 +158,10 @@ class QuestionHistory:
         self._unanswered.update(recording.pending_questions)
         for asked in recording.questions:
             answer = recording.answers.get(asked.question_id)
-            if answer is not None and answer.decision not in MADE_AFTERWARDS:
+            if answer is None:
+                continue
+            self._note_declined(asked, answer)
+            if answer.decision not in MADE_AFTERWARDS:
                 self._undelivered[question_subject(asked)] = asked.kind, answer
 
     def new_question_id(self) -> str:
@@ -184,11 +188,21 @@ class QuestionHistory:
         """Return what a question was answered with."""
         return self._answers.get(question_id)
 
-    def record_answer(self, answer: QuestionAnswered) -> None:
-        """Remember an answer, to recognise a second one."""
+    def has_declined(self, url: str) -> bool:
+        """Return whether a person does not want to store the credential for an address."""
+        return url in self._declined_urls
+
+    def record_answer(self, asked: QuestionAsked, answer: QuestionAnswered) -> None:
+        """Remember the answer to a question, to recognise a second one."""
+        self._note_declined(asked, answer)
         self._answers[answer.question_id] = answer
         if len(self._answers) > MAX_REMEMBERED_ANSWERS:
             del self._answers[next(iter(self._answers))]
+
+    def _note_declined(self, asked: QuestionAsked, answer: QuestionAnswered) -> None:
+        """Note that a person does not want to store a credential: code cannot wear people down."""
+        if asked.kind == CREDENTIAL_KIND and answer.decision == CREDENTIAL_DECLINED:
+            self._declined_urls.add(asked.url)
 
 
 class WaitingTimer:
@@ -241,7 +255,6 @@ class PendingQuestions:
         self._expires_s = expires_s
         self._approvals_command = approvals_command
         self._shows_pages = shows_pages
-        self._declined_urls: set[str] = set()  # of credentials that nobody is asked for again
         self._paused_calls: dict[int, anyio.CancelScope] = {}  # they wait, but for no answer
         self._history = QuestionHistory()
         self._early_answers: dict[str, tuple[Any, str]] = {}  # answer and author, by question
@@ -251,9 +264,6 @@ class PendingQuestions:
         self._history.restore(recording)
         for answer in recording.answers.values():
             self.permissions.record_answer(answer)
-        for asked in recording.questions:
-            if asked.question_id in recording.answers:
-                self._note_declined(asked, recording.answers[asked.question_id])
 
     def was_never_made(self, recorded: RecordedCall) -> bool:
         """Return whether a recorded call without an end was certainly not made.
@@ -334,7 +344,7 @@ class PendingQuestions:
         The client of a run that is resumed is not known; it goes on with what was asked.
         """
         was_asked = self._history.kind_of((call_number, "")) == CREDENTIAL_KIND
-        return url not in self._declined_urls and (self._shows_pages or was_asked)
+        return not self._history.has_declined(url) and (self._shows_pages or was_asked)
 
     @property
     def all_open_questions(self) -> list[PendingQuestion]:
@@ -520,16 +530,10 @@ class PendingQuestions:
         self._journal.flush_soon()  # nobody is asked twice
         question.answer = answer
         self.permissions.record_answer(answer)
-        self._note_declined(question.asked, answer)
-        self._history.record_answer(answer)
+        self._history.record_answer(question.asked, answer)
         if answer.scope != "once":
             self._allow_same_target(answer)
         question.settled.set()
-
-    def _note_declined(self, asked: QuestionAsked, answer: QuestionAnswered) -> None:
-        """Note that a person does not want to store a credential: code cannot wear people down."""
-        if asked.kind == CREDENTIAL_KIND and answer.decision == CREDENTIAL_DECLINED:
-            self._declined_urls.add(asked.url)
 
     def _allow_same_target(self, answer: QuestionAnswered) -> None:
         """Settle the other open approvals of a target that was allowed for more than one call."""
