@@ -269,8 +269,8 @@ def describe_crossover(
     won = [task["calls"] for task in by_functions if count_wins([task], others, "tokens")]
     if not won:
         return 0, f"programs in all {len(by_programs)} tasks"
-    words = f"function calls in {len(won)} of {len(by_programs)} tasks, of up to {max(won)} calls"
-    return max(won), words
+    size = f"of up to {max(won)} calls" if max(won) > 1 else "of a single call"
+    return max(won), f"function calls in {len(won)} of {len(by_programs)} tasks, {size}"
 
 
 def write_same_tape(results: Sequence[SuiteResult], plots: Path) -> str:
