@@ -21,7 +21,7 @@ from .mode_tables import (
     win_table,
     win_table_by_catalogue,
 )
-from .plots import plot_bars, plot_crossover, plot_scores, plot_shares
+from .plots import format_bar, plot_bars, plot_crossover, plot_scores, plot_shares
 from .report import WriteSection, describe_run, markdown_table
 from .results import SuiteResult
 from .statistics import percentile, wilson_interval
@@ -333,7 +333,9 @@ def write_undo(results: Sequence[SuiteResult], plots: Path) -> str:
     }
     commands = [describe_run(result, undo_command(result)) for result in results]
     text = "".join(map(describe_undo, results))
-    table = markdown_table(("what", "median"), [[n, f"{ms:,.3g} ms"] for n, ms in bars.items()])
+    table = markdown_table(
+        ("what", "median"), [[n, f"{format_bar(ms)} ms"] for n, ms in bars.items()]
+    )
     plot = plot_bars("Going back", "ms (log)", bars, plots, "undo", log=True)
     head = "\n".join(commands)
     return f"## Undo\n{head}\n{text}\n{table}\n{plot}"
