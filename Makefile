@@ -97,9 +97,11 @@ AGAIN := --last-failed --last-failed-no-failures none
 # Only these files are collected for the second part; collecting all of them takes as long as some folders of tests.
 ALONE = $(shell grep --recursive --files-with-matches --include='test_*.py' 'pytest.mark.alone' tests)
 
-# Three processes for two cores, because tests also wait.
+# Two processes for each core, because tests also wait.
+PROCESSES := 4
+
 check: setup  ## the tests alone
-	$(BIN)/pytest -m "not alone" --numprocesses 3 --dist worksteal || $(BIN)/pytest -m "not alone" $(AGAIN)
+	$(BIN)/pytest -m "not alone" --numprocesses $(PROCESSES) --dist worksteal || $(BIN)/pytest -m "not alone" $(AGAIN)
 	$(BIN)/pytest -m alone $(ALONE) || $(BIN)/pytest -m alone $(AGAIN) $(ALONE)
 
 # What attacks do to others, measured: nothing else may work on the machine.

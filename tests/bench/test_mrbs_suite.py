@@ -22,7 +22,7 @@ from bench.mrbs.stage import Stage, open_stage
 from bench.mrbs.suite import TaskRunner, main
 from bench.mrbs.task import fill_in
 from bench.mrbs.world import write_state
-from tests.helpers.sizes import choose_size
+from tests.helpers.sizes import ONLY_LONG, choose_size
 
 ROOT = Path(__file__).parents[2]
 MRBS = (sys.executable, "-m", "bench", "run", "mrbs")
@@ -51,6 +51,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         yield stage
 
 
+@ONLY_LONG  # a minute of a processor; the next tests have a model with programs and with functions
 def test_a_model_does_a_task_with_programs_recursion_and_function_calls(tmp_path: Path) -> None:
     outcomes = {}
     for mode in ("llm", "recursive", "function-calling"):

@@ -72,7 +72,7 @@ def test_nothing_that_a_prompt_says_is_the_answer(task: Task) -> None:
         prompt, state = fill_in(task.prompt, world), world.whole_state()
         words = re.findall(r"[\w.@/-]+", prompt)
         numbers = [json.loads(word) for word in words if re.fullmatch(r"[1-9]\d*(\.\d+)?", word)]
-        seen = [prompt, *prompt.split("\n"), *prompt.split(". "), *words, *numbers]
+        seen = {prompt, *prompt.split("\n"), *prompt.split(". "), *words, *numbers}
         for answer in [None, "", 0, [], {}, *seen]:
             assert not judge(task, world, answer, state).is_right, answer
 

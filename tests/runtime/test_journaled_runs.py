@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from mcpruntime_server.runtime.session import Session, strip_fences
 from mcpruntime_server.sandbox.bundle import KERNEL_ARGV, KERNEL_ENV
 from mcpruntime_server.sandbox.local_backend import LocalBackend
 
-SANDBOX = SandboxSettings(memory_mb=256, workspace_mb=32, output_mb=1, pool_size=1)
+SANDBOX = SandboxSettings(memory_mb=256, workspace_mb=32, output_mb=1, pool_size=0)
+WITH_POOL = replace(SANDBOX, pool_size=1)
 CALL = "from mcpruntime_sandbox.sandboxed.library.tools import host, HostError\n"
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
@@ -44,12 +46,15 @@ async def answer(target: str, args: dict[str, Any]) -> Any:
 
 @asynccontextmanager
 async def running(
-    folder: Path, heard: list[str] | None = None, **settings: Any
+    folder: Path,
+    heard: list[str] | None = None,
+    sandbox: SandboxSettings = SANDBOX,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Runtime, Journal]]:
     """Bring up a runtime on local sandboxes."""
     owner = "tester"
     backend = LocalBackend(
-        SANDBOX, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, owner, lambda each: each == owner
+        sandbox, folder / "boxes", KERNEL_ARGV, KERNEL_ENV, owner, lambda each: each == owner
     )
 
     async def listen(target: str, args: dict[str, Any]) -> Any:
@@ -66,7 +71,7 @@ async def running(
     async with (
         open_journal(folder / "data") as journal,
         open_runtime(
-            ServerSettings(**settings), SANDBOX, journal, router, backend, InputStore(journal)
+            ServerSettings(**settings), sandbox, journal, router, backend, InputStore(journal)
         ) as runtime,
     ):
         yield runtime, journal
@@ -74,7 +79,7 @@ async def running(
 
 @pytest.fixture
 async def runtime(tmp_path: Path) -> AsyncIterator[tuple[Runtime, Journal]]:
-    async with running(tmp_path) as pair:
+    async with running(tmp_path, sandbox=WITH_POOL) as pair:
         yield pair
 
 

@@ -88,7 +88,7 @@ LONG_HISTORIES = pytest.mark.filterwarnings("ignore:Generating overly large repr
 
 
 @settings(
-    max_examples=choose_size("HISTORIES", short=25, long=500),
+    max_examples=choose_size("HISTORIES", short=15, long=500),
     suppress_health_check=QUIET,
     print_blob=True,
 )
@@ -99,7 +99,7 @@ def test_local_sessions_behave_like_a_simple_model(history: list[Action]) -> Non
 
 
 @settings(
-    max_examples=choose_size("CONTAINED_HISTORIES", short=5, long=60),
+    max_examples=choose_size("CONTAINED_HISTORIES", short=3, long=60),
     suppress_health_check=QUIET,
     print_blob=True,
     phases=[Phase.generate],

@@ -13,7 +13,7 @@ from mcpruntime_server.protocol import wire
 from mcpruntime_server.sandbox import Backend
 from mcpruntime_server.sandbox.link import open_link
 
-from ..helpers.sizes import choose_size
+from ..helpers.sizes import ONLY_LONG, choose_size
 from .conftest import SMALL_LIMITS, SandboxDriver, make_setup
 from .test_hammer import hammer
 
@@ -323,7 +323,10 @@ DEATHS = {
 
 MEMORY_DEATH = pytest.param(
     "memory",
-    marks=pytest.mark.unlike_gvisor("the kernel kills gVisor itself when memory runs out"),
+    marks=(
+        ONLY_LONG,  # test_code_that_takes_all_memory_does_not_end_the_sandbox does the same
+        pytest.mark.unlike_gvisor("the kernel kills gVisor itself when memory runs out"),
+    ),
 )
 
 

@@ -92,7 +92,7 @@ def check_only(name: str, done: wire.RunDone, recorder: RunRecorder, own: set[in
 @pytest.mark.parametrize(
     ("backend_name", "sessions", "times"),
     [
-        ("local", 4, choose_size("LOCAL_INTERRUPTS", short=50, long=1000)),
+        ("local", 4, choose_size("LOCAL_INTERRUPTS", short=25, long=1000)),
         ("docker", 2, choose_size("DOCKER_INTERRUPTS", short=25, long=300)),
     ],
 )

@@ -46,10 +46,10 @@ from .test_lifecycle import containers
 
 pytestmark = pytest.mark.alone
 
-KILLS = choose_size("KILLS", short=24, long=200)
+KILLS = choose_size("KILLS", short=18, long=200)
 SEED = os.environ.get("KILL_SEED") or secrets.token_hex(4)
 AT_ONCE = 3  # data folders, each with a server of its own
-ROUNDS = choose_size("KILL_ROUNDS", short=3, long=60)
+ROUNDS = choose_size("KILL_ROUNDS", short=2, long=60)
 PROGRAMS_AT_ONCE = 3  # of a round, in sessions of one server
 MAX_KILLS_PER_ROUND = 3  # a run that is resumed more often is given up
 

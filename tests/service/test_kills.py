@@ -20,7 +20,7 @@ from ..server.test_kills import AT_ONCE, SEED, kill_and_check, print_accounts
 
 pytestmark = pytest.mark.alone
 
-KILLS = choose_size("HTTP_KILLS", short=9, long=200)
+KILLS = choose_size("HTTP_KILLS", short=6, long=200)
 
 
 async def test_killed_servers_over_http_repeat_no_call_and_lose_no_delivered_result(

@@ -25,7 +25,10 @@ NODE_SERVERS = {
     "everything": "mcp-server-everything",
 }
 ARGUMENTS = {"excel": ["stdio"], "filesystem": ["{folder}"], "everything": ["stdio"]}
-SDK_SCRIPTS = {"hinted", "hostile", "lively", "orders", "paced", "shelves"}  # slow to import
+SDK_SCRIPTS = {  # slow to import
+    *("editor", "hinted", "hostile", "lively", "orders", "paced", "painter", "shelves", "traced"),
+    "web",
+}
 REAL_SERVERS = (*PYTHON_SERVERS, *NODE_SERVERS)
 
 

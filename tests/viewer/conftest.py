@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, StorageState, async_playwright, expect
 
 from ..helpers.event_streams import ApiClient, connect_api
 from ..helpers.http_service import HttpService, open_http_service
@@ -28,26 +28,39 @@ class Viewer:
         self.token = token
         self.session = session
         self.base = service.url.removesuffix("/mcp")
+        self._logins: dict[str, StorageState] = {}  # the cookie of each token
 
     @asynccontextmanager
     async def open(self, path: str = "/", token: str | None = None) -> AsyncIterator[Page]:
         """Open a page in a fresh profile that is logged in; an error in a script is a failure."""
-        context = await self.browser.new_context(viewport=WIDE)  # type: ignore[arg-type]
+        login = self.token if token is None else token
+        context = await self.browser.new_context(
+            viewport=WIDE,  # type: ignore[arg-type]
+            storage_state=self._logins.get(login),
+        )
         context.set_default_timeout(TIMEOUT_MS)
         problems: list[str] = []
         try:
             page = await context.new_page()
             page.on("pageerror", lambda error: problems.append(str(error)))
-            await page.goto(f"{self.base}/login")
-            await page.fill("#token", self.token if token is None else token)
-            await page.click("text=Log in >> visible=true >> nth=-1")
-            await page.wait_for_url(f"{self.base}/")
-            if path != "/":
+            if login in self._logins:
                 await page.goto(self.base + path)
+            if login not in self._logins or page.url.startswith(f"{self.base}/login"):
+                await self._log_in(page, login)  # for the first time, or once more after a logout
+                if path != "/":
+                    await page.goto(self.base + path)
             yield page
             assert problems == []
         finally:
             await context.close()
+
+    async def _log_in(self, page: Page, token: str) -> None:
+        """Log in as a person does, for this profile and those of later pages."""
+        await page.goto(f"{self.base}/login")
+        await page.fill("#token", token)
+        await page.click("text=Log in >> visible=true >> nth=-1")
+        await page.wait_for_url(f"{self.base}/")
+        self._logins[token] = await page.context.storage_state()
 
     @asynccontextmanager
     async def api(self) -> AsyncIterator[ApiClient]:

@@ -34,7 +34,7 @@ from mcpruntime_server.journal.events import EncodedJson
 from tests.helpers.sizes import choose_size
 from tests.upstreams import FOLDER, own_server_entry
 
-PRINCIPALS = choose_size("PRINCIPALS", short=30, long=100)
+PRINCIPALS = choose_size("PRINCIPALS", short=12, long=100)
 SOON = 60.0  # seconds; only a test that fails waits so long
 KEYED = own_server_entry("keyed", env={"TOKEN": "${credential}"})
 
