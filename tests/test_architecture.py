@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -90,11 +90,15 @@ def imports_of(tree: ast.AST, package: str) -> Iterator[Imported]:
                 yield node.lineno, f"{module}.{alias.name}"
 
 
-def modules() -> Iterator[tuple[Path, str, ast.AST]]:
+@cache
+def all_imports() -> Mapping[Path, Sequence[Imported]]:
+    """Return what each module of ours imports. Parsing all of them takes seconds."""
+    found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         module = module_of(path)
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        yield path, package, ast.parse(path.read_text("utf-8"))
+        found[path] = tuple(imports_of(ast.parse(path.read_text("utf-8")), package))
+    return found
 
 
 @cache
@@ -105,10 +109,10 @@ def rooms() -> frozenset[str]:
 def find_violations(table: Mapping[str, frozenset[str]]) -> list[str]:
     """Return a line for each import that `table` does not allow."""
     violations = []
-    for path, package, tree in modules():
+    for path, imports in all_imports().items():
         room = room_of(module_of(path))
         forbidden = rooms() - {room} - (table[room] if room else EXPORTED)
-        for line, name in imports_of(tree, package):
+        for line, name in imports:
             imported = room_of(name) if name.split(".")[0] == PACKAGE else room
             if imported in forbidden:
                 importer = room or "the package itself"
@@ -182,11 +186,8 @@ def module_imports() -> dict[str, set[str]]:
     """Return the package's modules that each of its modules imports, anywhere in its code."""
     names = {module_of(path) for path in SOURCE.rglob("*.py")}
     found: dict[str, set[str]] = {}
-    for path, package, tree in modules():
-        imported = {
-            name if name in names else name.rpartition(".")[0]
-            for _, name in imports_of(tree, package)
-        }
+    for path, imports in all_imports().items():
+        imported = {name if name in names else name.rpartition(".")[0] for _, name in imports}
         found[module_of(path)] = imported & names - {PACKAGE}
     return found
 
