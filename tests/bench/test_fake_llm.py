@@ -13,6 +13,7 @@ import pytest
 
 from bench import fake_llm
 from bench.fake_llm import API_KEY
+from tests.helpers.sizes import ONLY_LONG
 
 TOOL = {
     "type": "function",
@@ -220,6 +221,7 @@ def test_tool_calls_come_by_script_too(model: fake_llm.ModelServer) -> None:
     assert (choice["finish_reason"], choice["message"]["tool_calls"]) == ("tool_calls", calls)
 
 
+@ONLY_LONG  # tests of the suites do tasks through litellm
 def test_litellm_takes_it_for_a_provider(model: fake_llm.ModelServer) -> None:
     model.set_script(
         {"match": "busy", "fault": "429"},

@@ -15,6 +15,7 @@ import pytest
 from bench.skill_tasks import HELD_OUT, POLICY, TASKS, Task, World, make_world, missing_servers
 from bench.skill_tasks.task import Values
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
+from tests.helpers.sizes import choose_cases
 
 ALL = (*TASKS, *HELD_OUT)
 TASKS_BY_NAME = {task.name: task for task in ALL}
@@ -87,7 +88,7 @@ class Changed(ast.NodeTransformer):
         return node
 
 
-@pytest.mark.parametrize("name", SKILLS)
+@pytest.mark.parametrize("name", choose_cases(SKILLS, short=18))
 async def test_a_session_finds_what_is_right_for_its_values_and_for_new_ones(
     name: str, stage: Stage
 ) -> None:

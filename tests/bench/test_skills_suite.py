@@ -17,6 +17,7 @@ from bench.skillsbench.stage import SkillsStage, Verdict, build_image, open_stag
 from bench.skillsbench.suite import OWN_TASKS, Attempt, summarize_conditions
 from bench.skillsbench.task import Skill, SkillsTask, read_task, read_tasks
 from bench.statistics import normalized_gain
+from tests.helpers.sizes import ONLY_LONG
 
 ROOT = Path(__file__).parents[2]
 TASKS = {task.name: task for task in read_tasks(OWN_TASKS)}
@@ -172,6 +173,7 @@ def test_a_model_that_needs_the_skill_gains_by_it_and_its_failure_is_one_of_the_
     assert "ModelFailed" not in attempts["runtime-evolved"]["problem"]
 
 
+@ONLY_LONG  # the test before has the same condition
 def test_evolved_skills_come_from_other_tasks_and_earlier_attempts(tmp_path: Path) -> None:
     learning = "def check(body: list[int]) -> int:\n    return sum(body) % 7\ncheck(body=[1, 9])"
     entries = [

@@ -27,6 +27,7 @@ from ..helpers.server_connection import (
     connect_server,
     write_settings,
 )
+from ..helpers.sizes import choose_cases
 from .test_resume import until
 
 INITIALIZE = (
@@ -162,7 +163,8 @@ async def test_a_stopped_server_leaves_no_container(settings: Path, how: str, co
 
 
 @pytest.mark.parametrize(
-    "signals", ["SIGTERM SIGTERM", "SIGINT SIGINT", "SIGHUP SIGTERM SIGHUP SIGINT"]
+    "signals",
+    choose_cases(["SIGHUP SIGTERM SIGHUP SIGINT", "SIGTERM SIGTERM", "SIGINT SIGINT"]),
 )
 async def test_more_signals_do_not_disturb_a_server_that_stops(
     settings: Path, signals: str
@@ -180,7 +182,7 @@ async def test_more_signals_do_not_disturb_a_server_that_stops(
     assert containers(settings) == []
 
 
-@pytest.mark.parametrize("has_more_signals", [False, True])
+@pytest.mark.parametrize("has_more_signals", choose_cases([True, False]))
 async def test_a_server_whose_terminal_is_closed_leaves_no_container(
     settings: Path, *, has_more_signals: bool
 ) -> None:
