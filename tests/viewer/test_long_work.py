@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.async_api import Page, expect
+import anyio
+from playwright.async_api import Page, Route, expect
 
 from ..helpers.relay import open_relay
 from .conftest import Viewer
@@ -40,6 +41,23 @@ async def test_a_long_probe_says_how_long_it_may_take_and_can_be_cancelled(
         await probe(page, 4, "place")  # the sandbox of the one that was cancelled is free
         await expect(page.locator(".probe-result")).to_contain_text("2")
         await expect(page.locator("[data-probe-form] button")).to_have_text("Print")
+
+
+async def test_a_step_that_begins_while_the_page_loads_is_followed(viewer: Viewer) -> None:
+    first = await execute(viewer, "1", "followed early")
+    has_begun = anyio.Event()
+
+    async def hold(route: Route) -> None:
+        await has_begun.wait()
+        await route.continue_()
+
+    async with viewer.open() as page:
+        await page.route(re.compile(r"/steps\?"), hold)
+        await page.goto(viewer.base + first)
+        await expect(page.locator(".panel h2")).to_have_text("Step 1")
+        await execute(viewer, "2", "followed early")
+        has_begun.set()
+        await expect(page.locator(".panel h2")).to_have_text("Step 2")
 
 
 async def test_an_attempt_without_an_end_is_cancelled(viewer: Viewer) -> None:

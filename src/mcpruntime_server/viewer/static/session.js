@@ -50,6 +50,7 @@ const rows = new StepRows(`/s/${session}/steps/rows`);
 const select = (place) => selectStep(place);
 const rail = new Rail(find("[data-rail]"), rows, addressOf, select);
 const scrub = new ScrubBar(find("[data-scrub]"), find("[data-scrub-hint]"), rows, select);
+const stepsBefore = Number(scrub.canvas.getAttribute("aria-valuemax")); // that the page knew when it was made
 
 // selecting a step ------------------------------------------------------------------------------
 
@@ -172,12 +173,17 @@ async function loadSteps() {
   const columns = await loadJson(`/s/${session}/steps?run=${run}`);
   await firstPaint; // of the step; drawing thousands of others would delay it
   shownSequence = columns.sequence;
-  const isNew = columns.steps.length > list.length && list.length > 0;
+  const isFirst = list.length === 0;
+  const isNew = columns.steps.length > (list.length || stepsBefore);
   const steps = readSteps(columns);
   list = new StepList(steps);
   rows.add(columns.window);
   rail.show(list);
   scrub.show(steps);
+  if (isFirst && page.dataset.run) {
+    selected = rows.placeOf(page.dataset.run);
+    isFollowing = selected === stepsBefore - 1;
+  }
   if (isNew && isFollowing) {
     selectStep(list.length - 1, { isSettled: true });
   } else {
