@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.kill_anywhere import Boundary, KillLog, Outcome, Target, kill_at, plan_boundaries
-from tests.helpers.sizes import choose_cases
+from tests.helpers.sizes import ONLY_LONG, choose_cases
 
 KILLS: list[tuple[Target, list[Boundary]]] = [
     ("worker", [Boundary(2, "before"), Boundary(4, "after")]),
@@ -28,6 +28,7 @@ async def test_a_careful_client_neither_doubles_nor_loses_an_effect(
     assert [(each.doubled, each.lost) for each in found] == [(0, 0)] * len(boundaries)
 
 
+@ONLY_LONG  # it is the control: what the careful client does right
 async def test_a_naive_client_repeats_what_was_done() -> None:
     found: list[Outcome] = []
     await kill_at("worker", [Boundary(2, "after")], found.append, is_careful=False)

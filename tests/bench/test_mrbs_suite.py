@@ -22,7 +22,7 @@ from bench.mrbs.stage import Stage, open_stage
 from bench.mrbs.suite import TaskRunner, main
 from bench.mrbs.task import fill_in
 from bench.mrbs.world import write_state
-from tests.helpers.sizes import ONLY_LONG, choose_size
+from tests.helpers.sizes import ONLY_LONG, choose_cases, choose_size
 
 ROOT = Path(__file__).parents[2]
 MRBS = (sys.executable, "-m", "bench", "run", "mrbs")
@@ -76,7 +76,7 @@ def test_recursion_needs_a_server_whose_model_is_known() -> None:
     assert main(["--mode", "recursive", "--server", "http://127.0.0.1:1/mcp"]) == 2
 
 
-@pytest.mark.parametrize(("mode", "rule", "turns"), REPEATERS)
+@pytest.mark.parametrize(("mode", "rule", "turns"), choose_cases(REPEATERS))
 def test_a_model_that_repeats_what_it_saw_does_no_task(
     tmp_path: Path, mode: str, rule: str, turns: int
 ) -> None:

@@ -28,9 +28,11 @@ from mcpruntime_server.journal.events import (
 from mcpruntime_server.journal.retention import collect_garbage
 from mcpruntime_server.journal.store import open_journal
 from tests.helpers.child_processes import start_process
+from tests.helpers.sizes import choose_size
 
 CHILD = Path(__file__).with_name("child.py")
-KILLS = 30
+KILLS = choose_size("JOURNAL_KILLS", short=12, long=100)
+SLOW_KILLS = choose_size("SLOW_JOURNAL_KILLS", short=10, long=50)  # during longer work
 
 
 @asynccontextmanager
@@ -186,8 +188,8 @@ async def check_what_is_seen(data_dir: Path) -> int:
 async def test_a_garbage_collection_killed_at_any_moment_leaves_whole_sessions(
     tmp_path: Path,
 ) -> None:
-    assert await killed_again_and_again("collect_for_ever", tmp_path, kills=15) > 1
-    assert await check_what_is_seen(tmp_path) <= 15
+    assert await killed_again_and_again("collect_for_ever", tmp_path, kills=SLOW_KILLS) > 1
+    assert await check_what_is_seen(tmp_path) <= SLOW_KILLS
 
 
 async def test_an_import_killed_at_any_moment_leaves_whole_sessions_or_nothing(
@@ -207,7 +209,7 @@ async def test_an_import_killed_at_any_moment_leaves_whole_sessions_or_nothing(
         await export_session(journal, "s_1", tmp_path / "session.zip")
     data_dir = tmp_path / "to"
     await killed_again_and_again(
-        "import_for_ever", data_dir, str(tmp_path / "session.zip"), kills=15
+        "import_for_ever", data_dir, str(tmp_path / "session.zip"), kills=SLOW_KILLS
     )
     assert await check_what_is_seen(data_dir) > 0
     async with open_journal(data_dir) as journal:
