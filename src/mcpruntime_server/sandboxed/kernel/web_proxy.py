@@ -41,7 +41,8 @@ MAX_INLINE_BYTES = 256 * 1024  # of a body that is an argument; a larger one is 
 MAX_SHOWN_CHARS = 200  # of a failure in the status line; the body has the whole text
 READ_BYTES = 64 * 1024
 CHANNEL_READ_BYTES = 256 * 1024
-CLIENT_TIMEOUT_S = 30.0  # for code to send a request, or to take a part of the answer
+REQUEST_TIMEOUT_S = 300.0  # for code to send a request: with a thousand at once, each takes long
+ANSWER_TIMEOUT_S = 30.0  # for code to take a part of the answer, or to ask again
 LINGER_S = 1.0  # for code to read a refusal before its unread request resets the connection
 MAX_LINGER_BYTES = 1024 * 1024
 UPLOAD_TARGET = "uploads.piece"
@@ -415,7 +416,6 @@ class ClientConnection:
     def serve(self) -> None:
         """Answer the requests; never raises."""
         try:
-            self._sock.settimeout(CLIENT_TIMEOUT_S)
             while self._answer_request() and self._wait_for_request():
                 pass
         except RequestRefused as exc:
@@ -437,6 +437,7 @@ class ClientConnection:
     def _answer_request(self) -> bool:
         """Answer a request; return whether another one may follow."""
         self._has_answered = False
+        self._sock.settimeout(REQUEST_TIMEOUT_S)
         head = self._read_head()
         if head.method == RELEASE_METHOD:
             self._sock.sendall(self._kept.release())
@@ -574,6 +575,7 @@ class ClientConnection:
 
     def _send_answer(self, head: RequestHead, reply: wire.Reply) -> bool:
         """Send an answer; return whether another request may follow."""
+        self._sock.settimeout(ANSWER_TIMEOUT_S)
         answer = reply.value
         keeps = self._may_keep(head)
         status, more = answer["status"], answer.get("more")
@@ -650,6 +652,7 @@ class ClientConnection:
             ("X-Sandbox-Failure", kind),
         ]
         try:
+            self._sock.settimeout(ANSWER_TIMEOUT_S)
             self._send_head(status, f"{reason}: {shown}", headers, body)
             self._finish()
         except OSError:
