@@ -167,6 +167,13 @@ async def test_a_body_that_is_too_large_is_refused_while_it_comes(
         assert (await post(http, service.url)).status_code == 200
 
 
+async def test_blanks_around_the_value_of_a_header_do_not_belong_to_it(
+    service: HttpService, ann: str
+) -> None:
+    head = f"GET /sessions HTTP/1.1\r\nHost:  127.0.0.1 \t \r\nAuthorization: \tBearer {ann}  \r\n"
+    assert (await answer_to(service, f"{head}\r\n".encode())).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a_stranger_s_body_is_not_read(service: HttpService) -> None:
     async with await connect(service) as stream:
         await stream.send(HEAD + b"Content-Length: 1000000000\r\n\r\n")

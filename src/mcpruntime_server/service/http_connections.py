@@ -144,6 +144,10 @@ class HttpConnection(HttpToolsProtocol):
         elif self._deadline is None and not self.transport.is_closing():
             self._start_deadline()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; llhttp leaves the blanks behind its value, which do not belong to it."""
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """Start to answer a request."""
         self._bodiless_bytes = 0
