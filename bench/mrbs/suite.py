@@ -205,7 +205,7 @@ async def open_runner(options: argparse.Namespace, folder: Path) -> AsyncIterato
                 filler=max(0, options.catalogue - TOOL_COUNT) if options.catalogue else 0,
                 tool=options.tool,
                 prelude=options.prelude.read_text() if options.prelude else "",
-                sections=ask_model(model) if model and options.mode == "recursive" else {},
+                sections=model_table(model) if model and options.mode == "recursive" else {},
                 sandbox={"backend": options.backend},
             )
         )
@@ -226,8 +226,8 @@ async def open_runner(options: argparse.Namespace, folder: Path) -> AsyncIterato
         )
 
 
-def ask_model(model: ChatModel) -> dict[str, Any]:
-    """Return the settings of our server with which programs ask the model that writes them."""
+def model_table(model: ChatModel) -> dict[str, Any]:
+    """Return the settings with which programs of our server ask the model that writes them."""
     llm = {"model": model.name, "api_base": model.api_base, "api_key": model.api_key}
     return {"llm": {key: value for key, value in llm.items() if value}}
 
