@@ -19,7 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from .child_processes import start_process
 from .commands import run_command
-from .forking import forked_command
+from .forking import forked_command, forked_script
 from .server_connection import TEST_TIMEOUT_S, ServerConnection
 
 ERAS = ("auto", "legacy")  # of the protocol: how a client connects
@@ -88,10 +88,11 @@ class HttpService:
 
 @asynccontextmanager
 async def open_http_service(
-    settings: Path, *options: str, port: int = 0
+    settings: Path, *options: str, port: int = 0, script: Path | None = None
 ) -> AsyncIterator[HttpService]:
-    """Start `serve` and stop it afterwards."""
-    command = forked_command("--config", str(settings), "serve", "--port", str(port), *options)
+    """Start `serve` and stop it afterwards; a `script` takes the place of the command."""
+    words = ("--config", str(settings), "serve", "--port", str(port), *options)
+    command = forked_command(*words) if script is None else forked_script(script, *words)
     async with start_process(command) as process:
         assert process.stderr is not None
         log = BufferedByteReceiveStream(process.stderr)
