@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from mcpruntime_server.capabilities.credential_forms import MIN_ENCODED_BYTES
 from mcpruntime_server.capabilities.redaction import REDACTED, Credentials
 
-SECRETS = st.text("abcdefghijkLMNOP0123456789~>?\u00ff", min_size=MIN_ENCODED_BYTES, max_size=90)
+SECRETS = st.text(
+    "abcdefghijkLMNOP0123456789~>?\u00ff", min_size=MIN_ENCODED_BYTES, max_size=90
+).filter(lambda secret: len(set(secret)) > 2)  # else the same text quotes it at two places
 BESIDE = st.binary(max_size=100).map(lambda data: bytes(byte & 15 | 16 for byte in data))
 LINE_LENGTHS = st.sampled_from([64, 76])
 LINE_BREAKS = st.sampled_from(["\n", "\r\n", "\\n", "\\r\\n"])
@@ -36,6 +38,16 @@ def test_exactly_the_characters_with_bits_of_a_credential_are_replaced(
     known = Credentials([secret])
     assert known.redact_text(f"it is {text}.") == f"it is {expected}."
     assert known.redact_bytes(text.encode()) == expected.encode()
+
+
+@given(before=BESIDE, char=st.sampled_from("0az~"), count=st.integers(6, 20), after=BESIDE)
+def test_nothing_remains_of_a_credential_that_repeats_itself(
+    before: bytes, char: str, count: int, after: bytes
+) -> None:
+    text, first, last = quote_in_base64(before, char * count, after)
+    kept_before, *_, kept_after = Credentials([char * count]).redact_text(text).split(REDACTED)
+    assert text[:first].startswith(kept_before)
+    assert text[last:].endswith(kept_after)
 
 
 @given(

@@ -57,7 +57,7 @@ async def test_the_first_instructions_name_the_python_that_the_sandbox_has(
 
 async def test_an_image_of_the_users_own_is_asked_for_its_python(tmp_path: Path) -> None:
     image = choose_tag(SandboxSettings())  # as an own image, its label is not believed
-    settings = write_settings(tmp_path, sandbox={"image": image})
+    settings = write_settings(tmp_path, sandbox={"image": image, "pool_size": 1})
     async with connect_server(settings) as first:
         version = await first.evaluate("import platform\nplatform.python_version()")
         assert f"Python {version} in a container" in (first.client.instructions or "")

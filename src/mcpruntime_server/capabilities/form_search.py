@@ -33,18 +33,25 @@ class FormSearch(Generic[AnyStr]):
 
     def find_spans(self, text: AnyStr) -> list[Span]:
         """Return the places in a text, in order and without overlaps."""
-        spans = list(self._find_unbroken(text))
+        spans = self._find_unbroken(text)
         wrapped = [
             span for lines in self._find_blocks(text) for span in self._find_in_lines(text, lines)
         ]
         return merge_spans(spans + wrapped) if wrapped else spans
 
-    def _find_unbroken(self, text: AnyStr) -> Iterator[Span]:
-        for match in self._pattern.finditer(text):
+    def _find_unbroken(self, text: AnyStr) -> list[Span]:
+        spans: list[Span] = []
+        position = 0
+        while match := self._pattern.search(text, position):
             start, end = match.span()
+            position = start + 1  # two forms of a credential that repeats itself may overlap
             if match.lastindex and start and self._lead_char.match(text, start - 1):
                 start -= 1
-            yield start, end
+            if spans and start < spans[-1][1]:
+                spans[-1] = spans[-1][0], max(end, spans[-1][1])
+            else:
+                spans.append((start, end))
+        return spans
 
     def _find_blocks(self, text: AnyStr) -> Iterator[list[Span]]:
         """Yield the lines of each base64 that is broken into lines.
