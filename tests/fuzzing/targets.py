@@ -674,7 +674,7 @@ async def read_large_call(data: bytes) -> str:
     assert head["digest"] == sha256(text).hexdigest()
     assert head["names"] == sorted(call.args)
     assert wire.Call(args=call.args, **head["fields"]) == call
-    assert len(head["shown"]) <= MAX_SHOWN_CHARS + len(call.target)
+    assert len(head["shown"]) <= 2 * MAX_SHOWN_CHARS + len(call.target)  # names and values are cut
     arguments = EncodedArguments(
         data=text,
         names=tuple(head["names"]),
