@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from math import isfinite
 from typing import Any, NamedTuple, TextIO
 
 from ..errors import Conflict
@@ -87,7 +88,9 @@ def guard_cell(cell: Any) -> Any:
 
     Numbers stay numbers.
     """
-    if cell is None or isinstance(cell, (bool, int, float)):
+    if cell is None or isinstance(cell, int):
+        return cell
+    if isinstance(cell, float) and isfinite(cell):  # `-inf` would be a formula
         return cell
     text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
     return f"'{text}" if text.lstrip(" ").startswith(FORMULA_STARTS) else text
