@@ -36,7 +36,6 @@ from .harness import (
     SERVER_COMMAND,
     BenchmarkRow,
     measure_ms,
-    sample_in_turns,
     start_bare_server,
     start_server,
     write_settings,
@@ -57,6 +56,8 @@ START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 30.0
 MEMORY_INTERVAL_S = 1.0
+ADDED_WARM_UP = 10  # turns of runs and no-ops, without another client
+ADDED_TURNS, QUICK_ADDED_TURNS = 150, 40  # of a principal whose rate is limited
 WARM_UP_SHARE = 0.2  # of the load, before memory counts: caches fill
 
 
@@ -378,24 +379,28 @@ async def measure_added_time(servers: HttpServers, load: Load) -> list[Benchmark
     over_stdio = row("stdio", "a run over stdio, alone", bare_title)
     own_http = row("http-run", "the run alone, over HTTP", own_title)
     own_stdio = row("stdio-run", "the run alone, over stdio", own_title)
-    samples = 40 if load.is_quick else 300
     async with (
         connect(servers.url, servers.headers(0)) as ours,
         connect(servers.bare_url, {}) as bare,
         start_server() as stdio,
         start_bare_server() as bare_stdio,
     ):
-        arguments = {"code": "1+1", "session": "alone"}
-        run = partial(measure_ms, ours.call_tool, "run_code", arguments)
-        noop = partial(measure_ms, bare.call_tool, "noop", {"n": 1})
-        await sample_in_turns(over_http, run, noop, samples, warm_up=10)
-        noop = partial(measure_ms, ours.call_tool, "run_code", {})
-        await sample_in_turns(own_http, run, noop, samples, warm_up=10)
-        run = partial(measure_ms, stdio.run_code, "1+1", "alone")
-        noop = partial(measure_ms, bare_stdio.call_tool, "noop", {"n": 1})
-        await sample_in_turns(over_stdio, run, noop, samples, warm_up=10)
-        noop = partial(measure_ms, stdio.client.call_tool, "run_code", {})
-        await sample_in_turns(own_stdio, run, noop, samples, warm_up=10)
+        run = {"code": "1+1", "session": "alone"}
+        samples = {  # of two rows each, or of one
+            partial(measure_ms, ours.call_tool, "run_code", run): (over_http.ours, own_http.ours),
+            partial(measure_ms, bare.call_tool, "noop", {"n": 1}): (over_http.baseline,),
+            partial(measure_ms, ours.call_tool, "run_code", {}): (own_http.baseline,),
+            partial(measure_ms, stdio.run_code, "1+1", "alone"): (over_stdio.ours, own_stdio.ours),
+            partial(measure_ms, bare_stdio.call_tool, "noop", {"n": 1}): (over_stdio.baseline,),
+            partial(measure_ms, stdio.client.call_tool, "run_code", {}): (own_stdio.baseline,),
+        }
+        order = list(samples)
+        for n in range(-ADDED_WARM_UP, QUICK_ADDED_TURNS if load.is_quick else ADDED_TURNS):
+            order.append(order.pop(0))  # what else the machine does affects all alike
+            for sample in order:
+                took = await sample()
+                for values in samples[sample] if n >= 0 else ():
+                    values.append(took)
     title, baseline_title = "what a run adds over HTTP", "what it adds over stdio"
     added = BenchmarkRow("added", title, baseline_title, "ratio", 1.3)
     added.ours, added.baseline = [over_http.figure], [over_stdio.figure]
