@@ -134,7 +134,7 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client has sent; headers that are too long are not taken whole."""
+        """Parse what the client has sent, and refuse headers that are too long."""
         self._bodiless_bytes += len(data)
         super().data_received(data)
         if self._bodiless_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
@@ -145,7 +145,7 @@ class HttpConnection(HttpToolsProtocol):
             self._start_deadline()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; llhttp leaves the blanks behind its value, which do not belong to it."""
+        """Take a header without the blanks after its value, which llhttp keeps."""
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:

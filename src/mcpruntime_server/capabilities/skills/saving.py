@@ -381,7 +381,7 @@ class SkillSaver:
         return await anyio.to_thread.run_sync(self.library.store.versions, name)
 
     async def _find_duplicate(self, skill: Skill) -> Skill | None:
-        """Return the last version of a skill that does the same, whoever has it."""
+        """Return the latest version of any owner's skill that does the same as `skill`."""
         versions = await self.library.all_versions()
         return await anyio.to_thread.run_sync(find_duplicate, skill, versions)
 

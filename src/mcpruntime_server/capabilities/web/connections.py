@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived; a server that sends what is no answer gets no more time."""
+        """Parse what has arrived; data that is not an answer ends the connection."""
         if self._answer is None or self._has_ended:
             self._end(BrokenAnswer("it answered before it was asked"))
             return
