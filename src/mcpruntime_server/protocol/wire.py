@@ -70,6 +70,7 @@ ABANDON_TARGET = "runtime.abandon"  # tells that code no longer waits for the ca
 PACKAGES_FOLDER = "/packages"  # where a container sees what code has asked for, by digest
 INPUTS_FOLDER = "/context"  # where a container mounts the folder of its inputs
 MARKER_FILE = ".here"  # the file in that folder that names the sandbox it belongs to
+LINK_FILE = ".link"  # a socket in that folder that the supervisor connects to, if it can
 BROKEN_EXIT_CODE = 70  # of an interpreter that user code has damaged beyond use
 
 

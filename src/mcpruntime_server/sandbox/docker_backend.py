@@ -5,7 +5,8 @@ This module is about their lifetimes. What a sandbox may do is in `hardening`, w
 
 Rule 1: a container is known by its name before it exists, so whatever happens in between, it can be
 removed.
-Rule 2: the stream is attached before the container starts, so nothing that it sends is missed.
+Rule 2: the stream is attached before the container starts, so nothing that it sends is missed. The
+supervisor moves the link to a socket of the server's where it can (`link_socket`).
 Rule 3: a container dies with its server. Its stdin can be attached only once (`StdinOnce`), and the
 supervisor exits at the end of its input. Containers that are left all the same are found by their
 labels, counted by `run_checks` and removed by `remove_orphans`: those of a server whose lease is
@@ -29,6 +30,7 @@ from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import AsyncResource
 from anyio.to_thread import run_sync
 
 from ..config import SandboxSettings
@@ -38,6 +40,7 @@ from ..protocol.payloads import JsonObject
 from ..protocol.wire import INPUTS_FOLDER, PACKAGES_FOLDER
 from . import HealthCheck, ImageSummary, SandboxInfo, hardening, image, podman
 from .docker_engine import DockerEngine
+from .link_socket import HAS_LINK_SOCKETS, LinkSocket
 from .shared_folders import SharedFolders
 from .stream import SandboxStream
 
@@ -64,6 +67,7 @@ SUMMARY_TIMEOUT_S = 2.0  # for the engine to tell about the image; a client wait
 SECCOMP_LISTENER_KERNEL = (5, 5)  # whose listeners may let a call continue
 RUNTIME_PAGE = "docs/gvisor.md has an example"
 EXIT_STATE_TIMEOUT_S = 3  # for the engine to record how a container ended
+STDERR_TIMEOUT_S = 1.0  # for the engine to send what the container wrote before it ended
 
 
 class AttachDecoder:
@@ -100,27 +104,76 @@ class AttachDecoder:
         return b"".join(chunks)
 
 
-class DockerChannel:
-    """The attached stream of one running container."""
+class DockerChannel(AsyncResource):
+    """The link of one running container: its attached stream, or the socket it connects to."""
 
     def __init__(
-        self, info: SandboxInfo, engine: DockerEngine, stream: SandboxStream, memory_mb: int
+        self,
+        info: SandboxInfo,
+        engine: DockerEngine,
+        attached: SandboxStream,
+        memory_mb: int,
     ) -> None:
         self.info = info
-        self.send_nowait, self.send = stream.send_nowait, stream.send
         self._engine = engine
-        self._stream = stream
+        self._attached = attached
+        self._link_socket: LinkSocket | None = None  # until it is known which stream is the link
+        if HAS_LINK_SOCKETS and info.inputs_folder is not None:
+            self._link_socket = LinkSocket(info.inputs_folder)
+        self._direct: SandboxStream | None = None  # the link, if it is not the attached stream
         self._memory_mb = memory_mb
         self._decoder = AttachDecoder()
         self._copied_packages: set[str] = set()
         self._copy_lock = anyio.Lock()
 
+    def send_nowait(self, data: bytes) -> int:
+        """Write as much of `data` as possible without waiting; return the number of bytes."""
+        return (self._direct or self._attached).send_nowait(data)
+
+    async def send(self, data: bytes | memoryview) -> None:
+        """Write all of `data`; raises `SandboxFailed` if the container is gone."""
+        await (self._direct or self._attached).send(data)
+
     async def receive(self) -> bytes:
-        """Return the next bytes of stdout, or b"" when the stream has ended."""
-        while framed := await self._stream.receive():
+        """Return the next bytes of the link, or b"" when it has ended."""
+        if self._link_socket is not None:
+            link_socket, self._link_socket = self._link_socket, None
+            if first_bytes := await self._choose_stream(link_socket):
+                return first_bytes
+        if self._direct is not None:
+            return await self._direct.receive()
+        return await self._receive_attached()
+
+    async def _choose_stream(self, link_socket: LinkSocket) -> bytes:
+        """Wait for the connection or for the first attached bytes, and return these."""
+        first_bytes = b""
+
+        async def wait_for_attached() -> None:
+            nonlocal first_bytes
+            first_bytes = await self._receive_attached()
+            task_group.cancel_scope.cancel()
+
+        try:
+            async with anyio.create_task_group() as task_group:
+                task_group.start_soon(wait_for_attached)
+                self._direct = await link_socket.accept()
+                task_group.cancel_scope.cancel()
+        finally:
+            link_socket.close()
+        return first_bytes
+
+    async def _receive_attached(self) -> bytes:
+        while framed := await self._attached.receive():
             if data := self._decoder.feed(framed):
                 return data
         return b""
+
+    async def aclose(self) -> None:
+        """Close the connection of its own, if the link has one."""
+        if self._link_socket is not None:
+            self._link_socket.close()
+        if self._direct is not None:
+            await self._direct.aclose()
 
     async def copy_input(self, name: str, data: bytes) -> None:
         """Send a file to the engine, which puts it into the volume of inputs, owned by root."""
@@ -170,6 +223,9 @@ class DockerChannel:
             return "its container was removed from outside."
         except (APIError, Unavailable) as exc:
             return f"the engine does not tell why ({exc})"
+        if self._direct is not None:
+            with anyio.move_on_after(STDERR_TIMEOUT_S):
+                await self._receive_attached()
         return describe_container_exit(state, self._memory_mb) + describe_stderr(
             self._decoder.stderr
         )
@@ -237,20 +293,23 @@ class DockerBackend:
         try:
             folder = await run_sync(self._shared_folders.create_folder, name)
             found = await self._create_container(name)
-            async with SandboxStream(await self._engine.attach_container(name)) as sandbox:
-                sent = sandbox.send_nowait(first_bytes)
+            shares = self._can_mount_folders
+            info = SandboxInfo(
+                name,
+                self.name,
+                found,
+                folder if shares else None,
+                INPUTS_FOLDER,
+                takes_inputs=not shares,
+            )
+            async with (
+                SandboxStream(await self._engine.attach_container(name)) as attached,
+                DockerChannel(info, self._engine, attached, self._settings.memory_mb) as channel,
+            ):
+                sent = attached.send_nowait(first_bytes)
                 await self._start_container(name)
-                await sandbox.send(first_bytes[sent:])
-                shares = self._can_mount_folders
-                info = SandboxInfo(
-                    name,
-                    self.name,
-                    found,
-                    folder if shares else None,
-                    INPUTS_FOLDER,
-                    takes_inputs=not shares,
-                )
-                yield DockerChannel(info, self._engine, sandbox, self._settings.memory_mb)
+                await attached.send(first_bytes[sent:])
+                yield channel
         finally:
             self._pinned_cpus.pop(name, None)
             await self._remove_container(name)
