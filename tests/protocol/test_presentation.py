@@ -246,7 +246,9 @@ def check_text(text: str, shown: str) -> None:
     assert text.startswith(head)
     assert text.endswith(tail)
     assert len(head) + missing + len(tail) == len(text)
-    assert missing >= len(shown) - len(head) - len(tail)
+    left_out = escape_surrogates(text[len(head) : len(text) - len(tail)])
+    # In JSON, a control character takes as much room as six others.
+    assert len(json.dumps(left_out, ensure_ascii=False)) >= len(shown) - len(head) - len(tail)
 
 
 def count_in(text: str) -> int:
