@@ -7,7 +7,7 @@ READY := .venv/.ready
 # Tests start thousands of Python processes; without bytecode, each of them would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard rivals openapi deployment-tools browser screenshots docs packages package-tools lock demo test test-all lint check attack fuzz coverage bench bench-smoke bench-gate bench-report load bench-llm bench-skills clean
+.PHONY: help setup install-dev env engine engines image upstreams agents conformance leaderboard rivals openapi deployment-tools browser screenshots docs packages package-tools lock demo test acceptance test-all lint check attack fuzz coverage bench bench-smoke bench-gate bench-report load bench-llm bench-skills clean
 
 help:  ## these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,12 +79,20 @@ demo: setup engine  ## the main use on real servers, from nothing; ACT=undo show
 	@scripts/prepare-demo
 	@$(BIN)/mcpruntime-server demo $(if $(ACT),--act $(ACT))
 
-test: image upstreams agents conformance leaderboard openapi deployment-tools browser package-tools lint check  ## all tests, lint included
+test: image upstreams browser lint check  ## the tests of the package, lint included
+
+# What takes long because it uses the whole server: the bench, the examples and the documents, and programs of others.
+ACCEPTANCE := tests/bench tests/clients tests/deployment tests/documents/test_site.py tests/documents/test_snippets.py \
+	tests/examples tests/packages tests/capabilities/tools/test_real_servers.py tests/sandbox/test_image.py \
+	tests/service/conformance tests/service/test_openapi.py
+
+acceptance: image upstreams agents conformance leaderboard openapi deployment-tools package-tools  ## the bench, the examples, and programs of others that use the server
+	$(call run_tests,$(ACCEPTANCE),$(call find_alone,$(ACCEPTANCE)))
 
 # The same tests, but the random and repeated ones are much longer.
 test-all: export LONG_TESTS = 1
 test-all: export PYTEST_TIMEOUT = 0
-test-all: test  ## the same, with long random tests
+test-all: test acceptance  ## all tests, with long random tests
 
 lint: setup  ## style and types
 	$(BIN)/ruff check
@@ -95,14 +103,19 @@ lint: setup  ## style and types
 AGAIN := --last-failed --last-failed-no-failures none
 
 # Only these files are collected for the second part; collecting all of them takes as long as some folders of tests.
-ALONE = $(shell grep --recursive --files-with-matches --include='test_*.py' 'pytest.mark.alone' tests)
+find_alone = $(shell grep --recursive --files-with-matches --include='test_*.py' 'pytest.mark.alone' $(1))
 
 # Tests also wait: three processes leave two cores idle for a seventh of the time, six for a hundredth.
 PROCESSES := 6
 
+# The tests in some places: first those that bear others beside them, then those that do not.
+define run_tests
+$(BIN)/pytest $(1) -m "not alone" --numprocesses $(PROCESSES) --dist worksteal || $(BIN)/pytest $(1) -m "not alone" $(AGAIN)
+$(BIN)/pytest $(2) -m alone || $(BIN)/pytest $(2) -m alone $(AGAIN)
+endef
+
 check: setup  ## the tests alone
-	$(BIN)/pytest -m "not alone" --numprocesses $(PROCESSES) --dist worksteal || $(BIN)/pytest -m "not alone" $(AGAIN)
-	$(BIN)/pytest -m alone $(ALONE) || $(BIN)/pytest -m alone $(AGAIN) $(ALONE)
+	$(call run_tests,tests $(ACCEPTANCE:%=--ignore=%),$(filter-out $(call find_alone,$(ACCEPTANCE)),$(call find_alone,tests)))
 
 # What attacks do to others, measured: nothing else may work on the machine.
 attack: image upstreams  ## what attacks do to others, measured; alone on the machine
