@@ -7,9 +7,11 @@ naming them: `pytest tests/attacks`. Everything else, such as `make test`, runs 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import count
 
 import pytest
 
+from tests.helpers.http_service import HttpService
 from tests.helpers.loop_watch import IS_MEASURED
 from tests.helpers.server_connection import ServerConnection, connect_server, write_settings
 from tests.upstreams import own_server_entry
@@ -19,6 +21,7 @@ from .rounds import run_rounds
 
 FOLDER = "tests/attacks/"
 ATTACKS = AttackLog()
+NUMBERS = count()
 # What `make test` runs: modules, tests or single cases. A few of each class, and quick ones.
 CHOICE = (
     "test_credentials.py",
@@ -100,4 +103,11 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     upstreams = {"lively": own_server_entry("lively")}
     settings = write_settings(tmp_path_factory.mktemp("server"), mcpServers=upstreams)
     async with connect_server(settings) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
+    """The client of somebody else, who has not sent anything yet; `service` is its module's."""
+    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
         yield connection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from itertools import count
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -24,7 +23,6 @@ SIZE = 300 if IS_MEASURED else 30
 HELD_S = 3.0 if IS_MEASURED else 0.5
 HOST = "api.example.com"
 SECRET = "a-secret-of-mallory"
-NUMBERS = count()
 PAGES = {
     "a long name": "x" * 30_000,
     "a name that is almost right": "keye" + "d" * 30_000,
@@ -68,12 +66,6 @@ def prepare(folder: Path) -> Path:
         credentials={"key_file": str(key_file)},
         http={"requests_per_minute": 100_000, "failures_per_minute": 100_000},
     )
-
-
-@pytest.fixture
-async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
-    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
-        yield connection
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from itertools import count
 
 import anyio
 import pytest
@@ -14,7 +13,6 @@ from ..helpers.server_connection import ServerConnection, write_settings
 from .bystander import observe
 
 MAX_EXPORT_BYTES = 300_000_000
-NUMBERS = count()
 TABLES = {
     "a name for each row": "[{f'k{n}': n} for n in range(12_000)]",
     "many names": "{f'k{n}': [n] for n in range(12_000)}",
@@ -78,12 +76,6 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
 async def api(service: HttpService) -> AsyncIterator[ApiClient]:
     async with connect_api(service, service.create_token("mallory")) as client:
         yield client
-
-
-@pytest.fixture
-async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
-    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
-        yield connection
 
 
 async def execute(api: ApiClient, code: str, session: str) -> str:

@@ -61,12 +61,6 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
 
 
 @pytest.fixture
-async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
-    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
-        yield connection
-
-
-@pytest.fixture
 async def attacker(service: HttpService) -> AsyncIterator[ServerConnection]:
     async with service.connect(service.create_token(f"mallory{next(NUMBERS)}")) as connection:
         yield connection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import count
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,7 +18,6 @@ from .bystander import observe
 SIZE = 200 if IS_MEASURED else 20
 HELD_S = 3.0 if IS_MEASURED else 0.5
 SESSION = "attacked"
-NUMBERS = count()
 # The steps that are looked into, by what each is for.
 STEPS = {
     "loop": "total = 0\nfor n in range(200_000):\n    total += n\ntotal",
@@ -136,12 +134,6 @@ async def runs(service: HttpService, login: dict[str, str]) -> dict[str, str]:
             done = response.json()
             found |= {f"{name} run": done["run"], name: f"{done['session']}/{done['run']}"}
     return found
-
-
-@pytest.fixture
-async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
-    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
-        yield connection
 
 
 @pytest.fixture

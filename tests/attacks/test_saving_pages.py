@@ -60,12 +60,6 @@ async def api(service: HttpService) -> AsyncIterator[ApiClient]:
         yield ApiClient(service, http)
 
 
-@pytest.fixture
-async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
-    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
-        yield connection
-
-
 async def execute(api: ApiClient, code: str, session: str) -> str:
     """Execute a step; return the address of its page."""
     done = (await api.post("/execute", {"code": code, "session": session, "timeout_s": 30})).json()

@@ -90,12 +90,6 @@ async def service(
 
 
 @pytest.fixture
-async def bystander(service: HttpService) -> AsyncIterator[ServerConnection]:
-    async with service.connect(service.create_token(f"bystander{next(NUMBERS)}")) as connection:
-        yield connection
-
-
-@pytest.fixture
 async def api(service: HttpService) -> AsyncIterator[ApiClient]:
     async with connect_api(service, service.create_token(f"mallory{next(NUMBERS)}")) as client:
         yield client
