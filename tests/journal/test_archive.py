@@ -315,7 +315,7 @@ async def test_a_damaged_blob_fails_the_export_unless_damage_is_skipped(
     with pytest.raises(NotFound, match=f"The blob {digest} is not in"):
         await there.get_blob(digest)
     if which != "file":
-        with pytest.raises(JournalFailed, match=f"is damaged: The blob {digest} is not in"):
+        with pytest.raises(JournalFailed, match=r"is damaged: The blob .* is not in"):
             await there.load_events("s_2")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -509,3 +510,51 @@ async def test_ids_of_another_form_are_replaced(there: Journal, tmp_path: Path) 
     started, *_ = await there.load_events(row.id)
     assert isinstance(started.event, RunStarted)
     assert (started.event.run_id, started.event.replayed_run) == (run.id, None)
+
+
+async def test_what_an_archive_does_not_hold_stays_missing_though_the_journal_has_it(
+    there: Journal, tmp_path: Path
+) -> None:
+    """An archive lists what its export has skipped: that could be any blob of the importer."""
+    secret = b'"the secret of somebody else"'
+    digest = await there.put_blob(secret)
+    changed = {"a": {"digest": digest, "size": len(secret), "mode": 0o644}}
+    listed = await there.put_blob(json.dumps(changed).encode())
+    context = [{"name": "x", "path": "", "stamp": "", "start": 0, "end": None, **changed["a"]}]
+    del context[0]["mode"]
+    call = {"call_id": 1, "target": "web.GET x", "args": "{}", "effect": "read", "nth": 0}
+    events = [
+        event(1, "run_started", {**START, "context": context}),
+        event(2, "call_started", call),
+        event(3, "call_finished", {"call_id": 1, "blobs": [digest]}),
+        event(4, "output_written", {"stream": "stdout"}, large_fields={"text": digest}),
+        event(5, "run_finished", {"status": "ok"}),
+        event(6, "files_changed", {"changed": changed}),
+    ]
+    skipped = {"skipped_blobs": [digest, listed]}
+    (tmp_path / "skipped.zip").write_bytes(zipped(packed(events, skipped, {})))
+    row = await import_session(there, tmp_path / "skipped.zip", "you")
+    damage: list[str] = []
+    found = [stored.event for stored in await there.load_events(row.id, damage=damage)]
+    assert any("has lost its text" in each for each in damage)
+    assert digest not in repr(found)
+    for name in re.findall("[0-9a-f]{64}", repr(found)):
+        with pytest.raises(NotFound):
+            await there.get_blob(name)
+
+
+async def test_a_list_of_files_that_an_archive_holds_names_only_what_it_holds(
+    there: Journal, tmp_path: Path
+) -> None:
+    digest = await there.put_blob(b"the secret of somebody else")
+    entry = {"digest": digest, "size": 27, "mode": 0o644}
+    listed = blob_of(json.dumps({"a": entry, "b": {**entry, "digest": DIGEST, "size": 7}}).encode())
+    start, finish, _ = good_events()
+    files = event(3, "files_changed", {}, large_fields={"changed": listed[0][6:]})
+    members = packed([start, finish, files], {"skipped_blobs": [digest]}, dict([listed, FILE]))
+    (tmp_path / "skipped.zip").write_bytes(zipped(members))
+    row = await import_session(there, tmp_path / "skipped.zip", "you")
+    found, _ = await there.load_files_at(row.tip)
+    assert found["b"]["digest"] == DIGEST
+    with pytest.raises(NotFound):
+        await there.get_blob(found["a"]["digest"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from mcpruntime_server.config import SandboxSettings
 from mcpruntime_server.sandbox import image
 
+from ..helpers.commands import CompletedCommand, run_command
 from ..helpers.curl_image import build_curl_image
 from ..helpers.server_connection import (
     TEST_TIMEOUT_S,
@@ -156,6 +160,61 @@ async def test_a_body_has_only_pieces_that_its_own_run_has_sent(
         said = await connection.evaluate(program(web, f"{FORGED_BODY}send({digest!r})"), session)
         assert "This run has not sent the piece" in said, said
     assert web.count("/stolen") == 0
+
+
+@pytest.mark.parametrize("names_it", [False, True], ids=["in the answer", "as skipped, too"])
+async def test_an_imported_answer_hands_out_only_data_of_its_archive(
+    connection: ServerConnection, web: WebServer, tmp_path: Path, *, names_it: bool
+) -> None:
+    """An archive of a stranger may name any blob whose digest he knows, or guesses."""
+    name = f"archived-{names_it}"
+    code = (
+        "import requests\nanswer = requests.post(U + '/echo', data='x' * 20_000).text\nlen(answer)"
+    )
+    size = await connection.evaluate(program(web, f"{code}\nlen(answer)"), name)
+    secret = ("private " * size)[:size]
+    write = f"_ = open('secret.txt', 'w').write(('private ' * {size})[:{size}])"
+    assert (await connection.run(write, f"owner-{names_it}")).status == "ok"
+    forged = await to_thread.run_sync(forge_archive, connection, name, tmp_path, secret, names_it)
+    done = await to_thread.run_sync(run_import, connection, forged)
+    assert done.returncode == 0, done.stderr
+    for changed in (None, program(web, f"{code}\nanswer")):
+        again = await connection.replay("rerun", f"{name} 2", step=1, code=changed)
+        assert "private" not in again.text
+        assert "is not part of its recording" in again.text
+    assert "private" not in (await connection.run("answer", f"{name} 2")).text
+
+
+def forge_archive(
+    connection: ServerConnection, name: str, folder: Path, secret: str, names_it: bool
+) -> Path:
+    """Export a session, and return its archive with the digest of a secret in place of a body's."""
+    settings, archive = connection.data_dir.parent / "server.toml", folder / "honest.zip"
+    done = run_command("--config", settings, "replay", "export", name, archive)
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    forged = folder / "forged.zip"
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(forged, "w") as target:
+        members = {each: source.read(each).decode() for each in source.namelist()}
+        manifest = json.loads(members["manifest.json"])
+        lines = [json.loads(line) for line in members["events.jsonl"].splitlines()]
+        for line in lines:
+            body = line["body"]
+            if line["kind"] == "call_finished" and body.get("blobs"):
+                body["value"]["body"]["blob"] = digest
+                body["blobs"] = [digest] if names_it else body["blobs"]
+        manifest["skipped_blobs"] = [digest] if names_it else []
+        members["manifest.json"] = json.dumps(manifest)
+        members["events.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
+        for each, text in members.items():
+            target.writestr(each, text)
+    return forged
+
+
+def run_import(connection: ServerConnection, archive: Path) -> CompletedCommand:
+    """Import an archive into the journal of a server that runs."""
+    settings = connection.data_dir.parent / "server.toml"
+    return run_command("--config", settings, "replay", "import", archive)
 
 
 async def test_a_download_counts_for_its_own_limit_and_not_for_that_of_the_run(

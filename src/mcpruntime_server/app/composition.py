@@ -304,7 +304,9 @@ async def open_app(
                             target, effect="idempotent", destructive=False
                         ),
                     ),
-                    UPLOADS_PREFIX: Route(uploads.handle_call, lambda _: "read", is_listed=False),
+                    UPLOADS_PREFIX: Route(
+                        uploads.handle_call, lambda _: "read", is_listed=False, answers_data=True
+                    ),
                     "skills": Route(answer_skill_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read", is_billed=True),
                     "knowledge": Route(

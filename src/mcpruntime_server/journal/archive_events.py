@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
@@ -314,11 +315,22 @@ class ArchivedEventReader:
                     "idempotency_key": None,
                     "approved_calls": [],
                 }
+                if any(map(self._is_skipped, event.context)):
+                    replaced["context"] = list(map(self._rename_skipped, event.context))
+            case FilesChanged() if any(map(self._is_skipped, event.changed.values())):
+                replaced = {
+                    "changed": {
+                        path: self._rename_skipped(entry) for path, entry in event.changed.items()
+                    }
+                }
             case QuestionAnswered():
                 replaced = {"scope": "once"}  # an approval does not extend to further calls here
-            case CallFinished(summary=summary) if summary and summary["outcome"]:
-                outcome = summary["outcome"].removesuffix(ELSEWHERE_SUFFIX) + ELSEWHERE_SUFFIX
-                replaced = {"summary": {**summary, "outcome": outcome}}
+            case CallFinished(summary=summary):
+                if event.blobs:
+                    replaced["blobs"] = list(map(self._map_blob, event.blobs))
+                if summary and summary["outcome"]:
+                    outcome = summary["outcome"].removesuffix(ELSEWHERE_SUFFIX) + ELSEWHERE_SUFFIX
+                    replaced["summary"] = {**summary, "outcome": outcome}
             case TipMoved():
                 replaced = {
                     "tip": self._map_known_run(event.tip),
@@ -330,9 +342,27 @@ class ArchivedEventReader:
                     "principal": self.names.principal,
                 }
         large_fields = {
-            name: digest for name, digest in line.large_fields.items() if name not in replaced
+            name: self._map_blob(digest)
+            for name, digest in line.large_fields.items()
+            if name not in replaced
         }
         return {**line.body, **replaced}, large_fields
+
+    def _is_skipped(self, entry: Mapping[str, Any]) -> bool:
+        return bool(entry["digest"]) and entry["digest"] not in self.archive.blob_digests
+
+    def _rename_skipped(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**entry, "digest": self._map_blob(entry["digest"])} if entry["digest"] else entry
+
+    def _map_blob(self, digest: str) -> str:
+        """Return the digest under which a blob is known here.
+
+        A blob that is not in the archive stays missing. This journal may have a blob with its
+        digest, which may be somebody else's.
+        """
+        if digest in self.archive.blob_digests:
+            return digest
+        return sha256(f"skipped {digest}".encode("utf-8", "surrogatepass")).hexdigest()
 
     def _map_known_run(self, run_id: str | None) -> str | None:
         if run_id is None or run_id not in self.run_sessions:

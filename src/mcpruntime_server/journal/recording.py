@@ -7,7 +7,7 @@ value, error and files. It does not know how code is executed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -57,6 +57,7 @@ class RecordedCall:
     in_ledger: bool = True
     summary: CallSummary | None = None
     order: int = 0  # equal in a replay, where calls with the same arguments may change places
+    blobs: Sequence[str] = ()  # that the journal keeps with the answer
 
 
 QuestionSubject = tuple[int, str]  # the call, and the model request if a call makes several
@@ -203,6 +204,7 @@ class RecordingBuilder:
                     error=finished.error,
                     duration_ms=finished.duration_ms,
                     summary=finished.summary,
+                    blobs=finished.blobs,
                 )
             case QuestionAsked() as question:
                 self.questions.append(question)

@@ -24,7 +24,7 @@ import anyio
 from anyio import to_thread
 
 from ..errors import McpRuntimeError, ReplayDiverged
-from ..journal.events import EncodedJson, arguments_text, encode_json
+from ..journal.events import CallError, EncodedJson, arguments_text, encode_json
 from ..journal.recording import RecordedCall, Recording
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_stored_call
@@ -40,6 +40,11 @@ MAX_ORDER_TIMEOUT_S = 60.0  # whatever a recording says of how long a call took
 DIVERGED_ORDER_TIMEOUT_S = 0.05  # once something did not come: the code goes its own way
 CATCH_UP_TIMEOUT_S = 10.0  # for a thread on a loaded machine to repeat a call; then it has diverged
 MAX_CALL_CHARS = 300  # of a call in a message
+FOREIGN_BLOB_ERROR: CallError = {
+    "kind": "unavailable",
+    "message": "The recorded answer names data that is not part of its recording.",
+    "data": None,
+}
 
 
 class Replayer:
@@ -136,6 +141,10 @@ class Replayer:
             if is_listed:
                 entry = call_journal.ledger.add(call)
             number = call_journal.start_call(call, args, recorded.effect, is_listed=is_listed)
+        if recorded.error is None and await self._router.names_foreign_blobs(
+            call, recorded.value, recorded.blobs
+        ):
+            recorded = replace(recorded, value=None, error=FOREIGN_BLOB_ERROR)
         blobs = self._router.blobs_of(recorded.target, recorded.value)
         recorded = await self._encode_large_value(recorded)
         await self._wait_for_turn(recorded)  # after which nothing waits, so that the order holds

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -88,7 +89,8 @@ class Route:
 
     `verdict_for` gets the arguments, too; it may raise `CallFailed` to say why a call is refused.
     `supply` brings into a sandbox what an answer names, recorded or not, before code gets it.
-    `load_data` returns the bytes of a `Download` that was recorded.
+    `load_data` returns the bytes of a `Download` that was recorded. `answers_data` says that the
+    answer is the digest of the data that came with the call.
     """
 
     handle: HandleCall
@@ -103,6 +105,7 @@ class Route:
     blobs_of: Callable[[Any], list[str]] = name_no_blobs  # that an answer names, 200 at most
     supply: Callable[[Any, SuppliedSandbox], Awaitable[None]] | None = None
     load_data: Callable[[Any], Awaitable[bytes]] | None = None
+    answers_data: bool = False
     runs_ahead: bool = False  # calls are made before code needs the answers, in varying numbers
 
 
@@ -221,6 +224,16 @@ class Router:
     def blobs_of(self, target: str, value: Any) -> list[str]:
         """Return the blobs that an answer names, which the journal keeps with it."""
         return self._find_route(target).blobs_of(value)
+
+    async def names_foreign_blobs(self, call: Call, value: Any, blobs: Collection[str]) -> bool:
+        """Return whether a recorded answer names a blob that is neither in `blobs` nor the call's.
+
+        An archive of a stranger may hold such an answer: what is in `blobs` came with it.
+        """
+        route = self._find_route(call.target)
+        if route.answers_data:
+            return bool(value != await to_thread.run_sync(_digest_data, call.data))
+        return not set(route.blobs_of(value)).issubset(blobs)
 
     def passes_answers_on(self, target: str) -> bool:
         """Return whether nothing on the host looks into the answers of `target`."""
@@ -507,6 +520,10 @@ def _denial_message(target: str, answer: QuestionAnswered) -> str:
     if answer.decision == "expired":
         return f"{target} was not called: nobody has answered whether it may be."
     return f"{target} was not called: it was refused by {answer.answered_by or 'nobody known'}."
+
+
+def _digest_data(data: bytes) -> str:
+    return sha256(data).hexdigest()
 
 
 def _elapsed_ms(started: float) -> float:
