@@ -106,6 +106,7 @@ class Message:
     FIELDS: ClassVar[Tuple[Tuple[str, Callable[[Any], bool]], ...]] = ()  # name and type check
     FIELD_NAMES: ClassVar[Tuple[str, ...]] = ()
     HAS_PAYLOAD: ClassVar[bool] = False
+    ENCODABLE: ClassVar[str] = ""  # the field that may be an `EncodedValue` when it is sent
     MAX_BYTES: ClassVar[int] = MAX_FRAME_BYTES
     MAX_VALUES: ClassVar[int] = MAX_FRAME_BYTES
     MAX_JSON_BYTES: ClassVar[int] = MAX_FRAME_BYTES  # of all fields without the payload
@@ -176,6 +177,8 @@ class Setup(Message):
 class Execute(Message):
     """Run `code`, under the name `filename` in tracebacks (`<step 3>`)."""
 
+    ENCODABLE = "code"
+
     run_number: int  # one more than that of the last `Execute`
     code: str
     filename: str
@@ -198,6 +201,8 @@ class EncodedValue:
 
 class Reply(Message):
     """The answer to a `Call`: a value, or the error that the call raises."""
+
+    ENCODABLE = "value"
 
     call_id: int
     value: Any = None
@@ -477,9 +482,9 @@ _load_json = json.JSONDecoder(parse_constant=_reject_constant).decode
 def encode_message(message: Message) -> bytes:
     """Return `message` as one frame; raises `WireError` if it is not JSON or too large."""
     cls = type(message)
-    if isinstance(message, Reply) and isinstance(message.value, EncodedValue):
-        return _encode_ready_reply(message.call_id, message.value.data)
     fields = dict(message.__dict__)
+    if cls.ENCODABLE and isinstance(fields[cls.ENCODABLE], EncodedValue):
+        return _encode_around(cls, fields)
     payload = b"\n" + fields.pop("data") if cls.HAS_PAYLOAD else b""
     try:
         message.check()
@@ -494,14 +499,17 @@ def encode_message(message: Message) -> bytes:
     return size.to_bytes(4, "big") + bytes((TYPE_CODES[cls],)) + text.encode("ascii") + payload
 
 
-def _encode_ready_reply(call_id: int, value: bytes) -> bytes:
-    """Return the frame of a `Reply` whose value is encoded already."""
-    head, tail = b'{"call_id":%d,"value":' % call_id, b',"error":null}\n'
-    size = 1 + len(head) + len(value) + len(tail)
-    if size > Reply.MAX_BYTES:
-        raise WireError(f"Reply is {size:,} bytes; the limit is {Reply.MAX_BYTES:,}")
-    code = bytes((TYPE_CODES[Reply],))
-    return b"".join((size.to_bytes(4, "big"), code, head, value, tail))
+def _encode_around(cls: Type[Message], fields: Dict[str, Any]) -> bytes:
+    """Return the frame of a message one field of which is encoded already."""
+    payload = b"\n" + fields.pop("data") if cls.HAS_PAYLOAD else b""
+    value = fields.pop(cls.ENCODABLE).data
+    rest = _dump_json(fields)[1:].encode("ascii")
+    head = b'{"%s":' % cls.ENCODABLE.encode("ascii")
+    size = 1 + len(head) + len(value) + 1 + len(rest) + len(payload)
+    if size > cls.MAX_BYTES:
+        raise WireError(f"{cls.__name__} is {size:,} bytes; the limit is {cls.MAX_BYTES:,}")
+    code = bytes((TYPE_CODES[cls],))
+    return b"".join((size.to_bytes(4, "big"), code, head, value, b",", rest, payload))
 
 
 def decode_message(type_code: int, body: bytes) -> Message:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from anyio.lowlevel import checkpoint
 
 from ..journal.events import CallError, CallSummary, find_encoded
+from ..journal.large_values import measure_json
 from ..journal.recording import RecordedCall
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_call
@@ -125,17 +126,3 @@ def measure_arguments(args: Mapping[str, Any], limit: int) -> int:
         return measure_json(args, limit)
     least = len(encoded.data) // MAX_ESCAPE_CHARS
     return least if least > limit else measure_json(dict(args), limit)
-
-
-def measure_json(value: Any, limit: int) -> int:
-    """Return about how many characters JSON data has; no longer exact beyond `limit`."""
-    size, waiting = 0, [value]
-    while waiting and size <= limit:
-        item = waiting.pop()
-        size += len(item) if isinstance(item, str) else 8
-        if isinstance(item, dict):
-            size += sum(map(len, item))
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
-    return size

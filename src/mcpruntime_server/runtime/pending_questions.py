@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import anyio
@@ -27,10 +27,12 @@ from ..journal.events import (
     AgentQuestionAsked,
     ApprovedCall,
     ClientModelRequest,
+    EncodedJson,
     QuestionAnswered,
     QuestionAsked,
     canonical_json,
 )
+from ..journal.large_values import encode_if_large
 from ..journal.recording import QuestionSubject, RecordedCall, Recording, question_subject
 from .run_journal import RunJournal
 
@@ -86,6 +88,31 @@ class PendingQuestion:
         """The target and the arguments of every call that the answer holds for."""
         covered = [(each["target"], json.loads(each["sent"])) for each in self.asked.covered_calls]
         return [(self.target, self.args), *covered]
+
+
+@dataclass(frozen=True)
+class EncodedAnswer(EncodedJson):
+    """A large answer of a model, as the journal gets it and as it was given."""
+
+    value: Any
+
+    def decode(self) -> Any:
+        """Return the answer."""
+        return self.value
+
+
+async def encode_large_answers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return answers, each large one as an `EncodedAnswer`; raises `InvalidRequest`."""
+    answers: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            encoded = await encode_if_large(value)
+        except ValueError as exc:
+            raise _invalid_answer(name, exc) from exc
+        answers[name] = value
+        if encoded is not value:
+            answers[name] = EncodedAnswer(encoded.data, value)
+    return answers
 
 
 class QuestionHost(Protocol):
@@ -195,7 +222,7 @@ class QuestionHistory:
     def record_answer(self, asked: QuestionAsked, answer: QuestionAnswered) -> None:
         """Remember the answer to a question, to recognise a second one."""
         self._note_declined(asked, answer)
-        self._answers[answer.question_id] = answer
+        self._answers[answer.question_id] = replace(answer, value=None)  # which may be large
         if len(self._answers) > MAX_REMEMBERED_ANSWERS:
             del self._answers[next(iter(self._answers))]
 
@@ -549,6 +576,8 @@ def parse_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnsw
     kind = question.asked.kind
     if kind == MODEL_REQUEST_KIND:
         return result_answer(question, value, by)
+    if isinstance(value, EncodedAnswer):
+        value = value.value
     words = ANSWER_WORDS[kind]
     if isinstance(value, str) and value in words:
         decision = "allow" if value in APPROVAL_SCOPES else value
@@ -565,8 +594,13 @@ def parse_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnsw
 
 def result_answer(question: PendingQuestion, value: Any, by: str) -> QuestionAnswered:
     """Return the event for an answer that is a value; raises `InvalidRequest` if it is not JSON."""
-    try:
-        canonical_json(value)
-    except ValueError as exc:
-        raise InvalidRequest(f"The answer to {question.id} cannot be journaled. {exc}") from exc
+    if not isinstance(value, EncodedAnswer):
+        try:
+            canonical_json(value)
+        except ValueError as exc:
+            raise _invalid_answer(question.id, exc) from exc
     return QuestionAnswered(question.id, "result", "once", by, question.target, value)
+
+
+def _invalid_answer(question_id: str, problem: ValueError) -> InvalidRequest:
+    return InvalidRequest(f"The answer to {question_id:.80} cannot be journaled. {problem}")

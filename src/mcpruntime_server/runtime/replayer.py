@@ -21,18 +21,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import anyio
-from anyio import to_thread
 
 from ..errors import McpRuntimeError, ReplayDiverged
-from ..journal.events import CallError, EncodedJson, arguments_text, encode_json
+from ..journal.events import CallError, EncodedJson, arguments_text
+from ..journal.large_values import encode_if_large
 from ..journal.recording import RecordedCall, Recording
 from ..protocol.payloads import JsonObject
 from ..protocol.presentation import format_stored_call
 from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply
 from .call_journal import CallJournal, abandoned_call_id, is_abandoned_error
-from .call_ledger import LedgerEntry, measure_json
+from .call_ledger import LedgerEntry
 from .plan import is_planned
-from .router import MAX_TURN_CHARS, Router
+from .router import Router
 from .run_spec import RunSpec
 
 ORDER_TIMEOUT_S = 1.0  # for what came before an answer; threads may change the order, or drop it
@@ -169,11 +169,9 @@ class Replayer:
 
     async def _encode_large_value(self, recorded: RecordedCall) -> RecordedCall:
         """Return a call whose answer, if it is large, is the text that journal and code get."""
-        is_small = measure_json(recorded.value, MAX_TURN_CHARS) <= MAX_TURN_CHARS
-        if is_small or not self._router.passes_answers_on(recorded.target):
+        if not self._router.passes_answers_on(recorded.target):
             return recorded
-        text = await to_thread.run_sync(encode_json, recorded.value)
-        return replace(recorded, value=EncodedJson(text.encode("ascii")))
+        return replace(recorded, value=await encode_if_large(recorded.value))
 
     async def _wait_for_turn(self, recorded: RecordedCall) -> None:
         if recorded.finished_sequence is None or is_abandoned_error(recorded.error):

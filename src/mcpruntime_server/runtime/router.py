@@ -36,6 +36,7 @@ from ..journal.events import (
     canonical_json,
     find_encoded,
 )
+from ..journal.large_values import MAX_TURN_CHARS, encode_if_large
 from ..protocol.library_names import PLANNED_RESULT_TEXT
 from ..protocol.payloads import JsonObject
 from ..protocol.wire import ABANDON_TARGET, Call, EncodedValue, Reply, escape_surrogates
@@ -48,10 +49,10 @@ from .pending_questions import (
     CREDENTIAL_STORED,
     IN_DOUBT_KIND,
     MODEL_REQUEST_KIND,
+    EncodedAnswer,
 )
 from .plan import PLANNED_KIND, Plan, PlannedCall
 
-MAX_TURN_CHARS = 256 * 1024  # of arguments; for more, the event loop serves others in between
 PLANNED_RESULT_PREFIX = PLANNED_RESULT_TEXT.partition("{")[0]  # of a planned result in arguments
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,8 @@ class ActiveCall:
         answer = await self.ask(MODEL_REQUEST_KIND, self.call.args, model_request=request)
         if answer.decision != "result":
             raise CallFailed("llm_unavailable", "Nobody has answered the question.")
-        return answer.value
+        value = answer.value
+        return value.value if isinstance(value, EncodedAnswer) else value
 
     async def ask_for_credential(self, request: CredentialRequest) -> bool:
         """Return whether a person has stored a credential; False if nobody can be asked."""
@@ -331,6 +333,8 @@ class Router:
                 value, data = value.value, value.data
             entry.duration_ms = _elapsed_ms(started)
             blobs = self.blobs_of(call.target, value)
+            if self.passes_answers_on(call.target):
+                value = await encode_if_large(value)
             journal.finish_call(
                 number, value, None, entry.duration_ms, entry.summary, blobs, len(data)
             )

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import JournalFailed, JournalLimitReached, McpRuntimeError, SandboxFailed
-from ..journal.events import InputEntry, RunFinished, RunValue
+from ..journal.events import EncodedJson, InputEntry, RunFinished, RunValue
+from ..journal.large_values import encode_if_large
 from ..journal.rows import FILES_FLAG, FRESH_FLAG, INTERRUPTED_FLAG
 from ..protocol import wire
 from ..protocol.truncation import truncate_text
@@ -56,6 +57,7 @@ class RunExecution:
         self._find_fetchers = find_fetchers
         self._sandbox: PreparedSandbox | None = None
         self._stale_packages: list[str] = []
+        self._code: str | EncodedJson = run.spec.code
 
     @property
     def inputs(self) -> Sequence[InputEntry]:
@@ -69,12 +71,18 @@ class RunExecution:
         """What tracebacks call the code."""
         return f"<step {self._step}>"
 
+    @property
+    def _code_to_send(self) -> str | wire.EncodedValue:
+        code = self._code
+        return wire.EncodedValue(code.data) if isinstance(code, EncodedJson) else code
+
     async def execute(self) -> None:
         """Execute the code to its end; the run is finished and journaled whatever happens."""
         run = self._run
         run.report.step = self._step
         run.lifecycle.apply(LifecycleEvent.HEAD_REACHED)
         try:
+            self._code = await encode_if_large(run.spec.code)
             if await run.control.acquire_slot():
                 run.lifecycle.apply(LifecycleEvent.SLOT_ACQUIRED)
             if not run.is_cancelled:
@@ -104,6 +112,7 @@ class RunExecution:
             self._parent,
             self._step,
             self._filename,
+            self._code,
             stale_packages=self._stale_packages,
             detached=run.audience.is_detached,
             context=self.inputs,
@@ -115,7 +124,7 @@ class RunExecution:
         readings = dict(spec.recording.clock_readings) if spec.recording else None
         try:
             done, stopped = await link.execute(
-                spec.code,
+                self._code_to_send,
                 self._filename,
                 run.listener,
                 spec.timeout_s,

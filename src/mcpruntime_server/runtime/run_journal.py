@@ -106,12 +106,13 @@ class RunJournal:
         parent: str | None,
         step: int,
         filename: str,
+        code: Any,
         *,
         stale_packages: list[str],
         detached: bool,
         context: Sequence[InputEntry],
     ) -> None:
-        """Record that the run starts, or is resumed."""
+        """Record that the run starts, or is resumed; `code` may be encoded."""
         self.has_started = True
         spec, recording = self._spec, self._spec.recording
         if spec.is_resumed and recording is not None:
@@ -122,7 +123,7 @@ class RunJournal:
             run_id=self._run_id,
             parent_id=parent,
             step=step,
-            code=spec.code,
+            code=code,
             name=filename,
             timeout_s=spec.timeout_s,
             idempotency_key=spec.idempotency_key,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -185,7 +185,7 @@ class SandboxLink:
 
     async def execute(
         self,
-        code: str,
+        code: str | wire.EncodedValue,
         filename: str,
         listener: ExecutionListener,
         timeout_s: float,
@@ -227,7 +227,7 @@ class SandboxLink:
                 self._send(
                     wire.Execute(
                         execution.run_number,
-                        code,
+                        cast("str", code),
                         filename,
                         list(stale_packages),
                         seed,

@@ -177,7 +177,7 @@ class ClientQuestions:
         page = responses.get(CREDENTIAL_PAGE)
         if isinstance(page, ElicitResult):
             return await self.receive_page(ctx, state.form_id, asking_run, page)
-        if sampling.receive_responses(asking_run, responses):
+        if await sampling.receive_responses(asking_run, responses):
             await self.wait_until_received(asking_run)
             return True
         return not was_dismissed and responses.keys() == {APPROVAL_FORM}

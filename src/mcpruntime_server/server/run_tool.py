@@ -24,6 +24,7 @@ from ..runtime.pending_questions import (
     BY_MODEL,
     MODEL_APPROVER,
     PendingQuestion,
+    encode_large_answers,
 )
 from ..runtime.run import Run
 from ..runtime.run_history import load_report
@@ -143,7 +144,7 @@ class RunToolHandler:
         if answers is not None:
             by_model = self._config.policy.approver == MODEL_APPROVER
             active.questions.answer_questions(
-                answers,
+                await encode_large_answers(answers),
                 BY_MODEL,
                 may_approve=by_model and may_approve(ctx),
                 shown_ids=self.find_cursor(ctx).delivered_questions(run),

@@ -23,7 +23,11 @@ from mcp.types import (
     TextContent,
 )
 
-from ..runtime.pending_questions import MODEL_REQUEST_KIND, PendingQuestion
+from ..runtime.pending_questions import (
+    MODEL_REQUEST_KIND,
+    PendingQuestion,
+    encode_large_answers,
+)
 from ..runtime.run import Run
 from .question_pages import format_model_question
 
@@ -63,7 +67,7 @@ def build_sampling_request(question: PendingQuestion, max_tokens: int) -> Create
     return CreateMessageRequest(params=params)
 
 
-def receive_responses(run: Run, responses: Mapping[str, Any]) -> bool:
+async def receive_responses(run: Run, responses: Mapping[str, Any]) -> bool:
     """Give a model's answers to the run, by question; return whether there are any."""
     known = {question.id for question in pending_model_questions(run)}
     answers = {
@@ -72,7 +76,8 @@ def receive_responses(run: Run, responses: Mapping[str, Any]) -> bool:
         if name in known and (text := response_text(result)) is not None
     }
     if answers:
-        run.questions.answer_questions(answers, CLIENT_MODEL, may_approve=False)
+        encoded = await encode_large_answers(answers)
+        run.questions.answer_questions(encoded, CLIENT_MODEL, may_approve=False)
     return bool(answers)
 
 
@@ -104,7 +109,7 @@ async def sample_answers(
                 )
             except (MCPError, ValueError):  # the user has refused, or the answer is invalid
                 return
-            if receive_responses(run, {question.id: result}):
+            if await receive_responses(run, {question.id: result}):
                 answered.append(question.id)
 
     async with anyio.create_task_group() as tasks:

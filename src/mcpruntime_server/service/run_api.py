@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from ..errors import InsufficientScope, InvalidRequest, NotFound
 from ..protocol.payloads import JsonObject
-from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion
+from ..runtime.pending_questions import APPROVAL_KIND, PendingQuestion, encode_large_answers
 from ..runtime.run import Run
 from ..runtime.run_history import load_recorded_run
 from ..runtime.run_report import RunReport
@@ -214,7 +214,8 @@ class RunApi:
         _, run = found
         questions = run.questions.open_questions
         self._check_scopes(request, select_named(questions, answers))
-        run.questions.answer_questions(answers, describe_caller(request), may_approve=True)
+        prepared = await encode_large_answers(answers)
+        run.questions.answer_questions(prepared, describe_caller(request), may_approve=True)
         with anyio.move_on_after(RECEIPT_TIMEOUT_S):
             await run.wait_for_receipt()
         return await self._respond(request, run_id, run)
