@@ -30,6 +30,7 @@ from starlette.types import Message
 from mcpruntime_server.capabilities.agent.conversation import NoProgramFound, extract_program
 from mcpruntime_server.capabilities.call_worker import read_call
 from mcpruntime_server.capabilities.large_calls import MAX_GROWTH, MAX_SHOWN_CHARS
+from mcpruntime_server.capabilities.large_json import open_large_json
 from mcpruntime_server.capabilities.llm.structured_answers import read_answer
 from mcpruntime_server.capabilities.packages.requirements import (
     find_refused,
@@ -276,12 +277,13 @@ async def read_lines(data: bytes) -> str:
         os.write(source, data)
         os.lseek(source, 0, os.SEEK_SET)
         timed_out: list[str] = []
-        reader = ClientMessageReader(source, ClientMessageWriter(sink), timed_out.append)
         kinds = set()
-        async for message in reader:
-            assert not isinstance(message, Exception)
-            kinds.add(type(message.message).__name__)
-            encode_client_message(message.message)
+        async with open_large_json() as large_json:
+            writer = ClientMessageWriter(sink)
+            async for message in ClientMessageReader(source, writer, large_json, timed_out.append):
+                assert not isinstance(message, Exception)
+                kinds.add(type(message.message).__name__)
+                encode_client_message(message.message)
         answers = os.pread(sink, 1 << 30, 0).splitlines()
         for answer in answers:
             assert len(answer) <= MAX_ANSWER_BYTES

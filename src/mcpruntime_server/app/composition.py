@@ -30,6 +30,7 @@ from ..capabilities.knowledge.resource_provider import (
 )
 from ..capabilities.knowledge.service import KnowledgeService, open_knowledge
 from ..capabilities.large_calls import open_large_calls
+from ..capabilities.large_json import LargeJson, open_large_json
 from ..capabilities.llm.model_process import open_model_process
 from ..capabilities.llm.model_service import ModelService, select_backend
 from ..capabilities.own_credentials import OwnCredentials
@@ -151,6 +152,7 @@ class App:
     backend: Backend
     inputs: InputStore
     runtime: Runtime
+    large_json: LargeJson
 
     async def open_mcp_server(self, principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
         """Return the MCP server through which a principal uses this one."""
@@ -255,6 +257,7 @@ async def open_app(
             open_knowledge_providers(config, catalog) as providers,
             open_model_process(config.llm) as model_process,
             open_large_calls() as large_calls,
+            open_large_json() as large_json,
             AsyncExitStack() as optional,
         ):
             observers = Observers(create_observers(catalog))
@@ -318,6 +321,7 @@ async def open_app(
                     ),
                 },
                 observers,
+                large_json.decode,
             )
             if may_ask_for_packages(config):
                 await add_package_routes(config, journal, router, answer_skill_call)
@@ -379,6 +383,7 @@ async def open_app(
                         backend=backend,
                         inputs=inputs,
                         runtime=runtime,
+                        large_json=large_json,
                     )
                 background.cancel_scope.cancel()
 

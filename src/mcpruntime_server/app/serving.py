@@ -66,7 +66,8 @@ async def serve_stdio(config: Config, is_stopping: anyio.Event) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_set, is_stopping, tasks.cancel_scope)
             tasks.start_soon(app.catalog.refresh)
-            async with open_stdio_streams(cursor.record_timed_out) as (incoming, outgoing):
+            streams = open_stdio_streams(app.large_json, cursor.record_timed_out)
+            async with streams as (incoming, outgoing):
                 # The SDK has no public method that runs a server on given streams.
                 lowlevel = server._lowlevel_server
                 await lowlevel.run(incoming, outgoing, lowlevel.create_initialization_options())
@@ -159,6 +160,7 @@ async def serve_http(
             tokens,
             operations,
             is_stopping,
+            app.large_json,
             build_pages,
         )
         tasks.cancel_scope.cancel()

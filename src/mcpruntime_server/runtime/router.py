@@ -34,6 +34,7 @@ from ..journal.events import (
     QuestionAnswered,
     arguments_text,
     canonical_json,
+    decode_json,
     find_encoded,
 )
 from ..journal.large_values import MAX_TURN_CHARS, encode_if_large
@@ -66,6 +67,11 @@ def is_never_open_world(target: str) -> bool:
 def name_no_blobs(value: Any) -> list[str]:
     """Return that the answers of a route name no blobs."""
     return []
+
+
+async def decode_here(text: bytes) -> Any:
+    """Return the data in JSON text."""
+    return decode_json(text.decode("ascii"))
 
 
 class SuppliedSandbox(Protocol):
@@ -195,11 +201,17 @@ class ActiveCall:
 
 
 class Router:
-    """Answers calls by their prefix."""
+    """Answers calls by their prefix; `decode_json` decodes large arguments elsewhere."""
 
-    def __init__(self, routes: Mapping[str, Route], observers: Observers = NO_OBSERVERS) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        observers: Observers = NO_OBSERVERS,
+        decode_json: Callable[[bytes], Awaitable[Any]] = decode_here,
+    ) -> None:
         self._routes = dict(routes)
         self._observers = observers
+        self._decode_json = decode_json
         # A call of an unknown target is journaled like any other, so that it can be replayed.
         self._unknown_route = Route(self._reject_unknown_target, lambda _: "read")
 
@@ -359,8 +371,9 @@ class Router:
             await _sync_call_start(active)
         active.enter_scope()
         route = self._find_route(active.target)
-        if find_encoded(args) is not None and not route.takes_encoded:
-            args = dict(args)
+        encoded = find_encoded(args)
+        if encoded is not None and not route.takes_encoded:
+            args = await self._decode_json(encoded.data)
         return await route.handle(active.target, args)
 
     # what may be called ---------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from mcp.types import (
 )
 from pydantic import ValidationError
 
+from ..capabilities.large_json import LARGE_BYTES, LargeJson
 from ..protocol.wire import MAX_DATA_DEPTH, escape_json_surrogates
 
 READ_CHUNK_BYTES = 64 * 1024
@@ -98,10 +99,15 @@ class ClientMessageReader(AsyncResource):
     """
 
     def __init__(
-        self, source: int, writer: ClientMessageWriter, on_timed_out: Callable[[str], None]
+        self,
+        source: int,
+        writer: ClientMessageWriter,
+        large_json: LargeJson,
+        on_timed_out: Callable[[str], None],
     ) -> None:
         self._source = source
         self._writer = writer
+        self._large_json = large_json
         self._on_timed_out = on_timed_out
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # chunks of a line whose end has not arrived
@@ -116,13 +122,23 @@ class ClientMessageReader(AsyncResource):
                 raise StopAsyncIteration
             if not self._lines:
                 continue
-            message = parse_client_message(self._lines.popleft())
+            message = await self._parse(self._lines.popleft())
             if isinstance(message, SessionMessage):
                 if request_id := timed_out_request_id(message):
                     self._on_timed_out(request_id)
                 return message
             with suppress(anyio.BrokenResourceError):  # the end of stdin follows
                 await self._writer.send(SessionMessage(message))
+
+    async def _parse(self, line: bytes) -> SessionMessage | JSONRPCError:
+        if len(line) <= LARGE_BYTES:
+            return parse_client_message(line)
+        if refusal := refuse_deep_line(line):
+            return refusal
+        try:
+            return build_client_message(await self._large_json.decode(line))
+        except (ValueError, RecursionError) as exc:
+            return _not_json_response(exc)
 
     async def receive(self) -> SessionMessage | Exception:
         """Return the next message; raises `anyio.EndOfStream` after the last one."""
@@ -158,6 +174,7 @@ class ClientMessageReader(AsyncResource):
 
 @asynccontextmanager
 async def open_stdio_streams(
+    large_json: LargeJson,
     on_timed_out: Callable[[str], None],
 ) -> AsyncIterator[tuple[ClientMessageReader, ClientMessageWriter]]:
     """Take over fds 0 and 1 and yield the streams that an MCP server runs on.
@@ -172,7 +189,7 @@ async def open_stdio_streams(
     os.dup2(2, 1)
     try:
         writer = ClientMessageWriter(sink)
-        yield ClientMessageReader(source, writer, on_timed_out), writer
+        yield ClientMessageReader(source, writer, large_json, on_timed_out), writer
     finally:
         os.close(source)
         os.close(sink)
@@ -210,7 +227,7 @@ def parse_client_message(line: bytes) -> SessionMessage | JSONRPCError:
     """Return the message in `line`, or the error that answers it.
 
     JSON can contain half of a surrogate pair, which the SDK refuses. Here it stays visible as an
-    escape.
+    escape. To parse a long line takes so long that others would wait.
     """
     if refusal := refuse_deep_line(line):
         return refusal
@@ -218,9 +235,14 @@ def parse_client_message(line: bytes) -> SessionMessage | JSONRPCError:
         with suppress(ValidationError):
             return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
     try:
-        data = escape_json_surrogates(json.loads(line))
+        return build_client_message(json.loads(line))
     except (ValueError, RecursionError) as exc:
-        return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
+        return _not_json_response(exc)
+
+
+def build_client_message(data: Any) -> SessionMessage | JSONRPCError:
+    """Return the message that is JSON `data`, or the error that answers it."""
+    data = escape_json_surrogates(data)
     try:
         return SessionMessage(jsonrpc_message_adapter.validate_python(data, by_name=False))
     except ValidationError:
@@ -245,6 +267,10 @@ def refuse_deep_line(line: bytes) -> JSONRPCError | None:
             text = f"A line is nested more than {MAX_DATA_DEPTH} deep."
             return _error_response(request_id, INVALID_REQUEST, text)
     return None
+
+
+def _not_json_response(exc: Exception) -> JSONRPCError:
+    return _error_response(None, PARSE_ERROR, f"A line is not JSON: {exc}")
 
 
 def _error_response(request_id: Any, code: int, text: str) -> JSONRPCError:

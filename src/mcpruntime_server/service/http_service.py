@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 
+from ..capabilities.large_json import LargeJson
 from ..config import HttpSettings
 from .api import build_api_routes
 from .api_services import ApiServices
@@ -78,6 +79,7 @@ async def run_http_server(
     tokens: TokenSource | None,
     operations: Operations,
     is_stopping: anyio.Event,
+    large_json: LargeJson,
     build_pages: Callable[[Authentication], Sequence[BaseRoute]] = lambda _: (),
 ) -> None:
     """Serve until `is_stopping` is set; requests that are under way then have `GRACE_S`.
@@ -87,7 +89,7 @@ async def run_http_server(
     allow_many_files()
     async with anyio.create_task_group() as tasks:
         security = allowed_headers(settings)
-        endpoint = McpEndpoint(PrincipalServers(open_server, tasks))
+        endpoint = McpEndpoint(PrincipalServers(open_server, tasks), large_json)
         authentication = Authentication(tokens, settings)
         routes = [
             *operations.build_routes(authentication, endpoint.count_connections, tasks),

@@ -35,7 +35,9 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from ..capabilities.large_json import SplitJson
 from ..protocol.payloads import JsonObject
+from ..server.connections import find_http_request
 
 MAX_CONNECTIONS = 250  # of one principal, 0.1 MB each; idle ones make room and can be opened again
 IDLE_TIMEOUT_S = 300.0
@@ -48,6 +50,7 @@ CONNECTION_ID = re.compile(r"([0-9a-f]{32})([0-9a-f]{16})\.([A-Za-z0-9_-]{2,})")
 ID_HEADER = MCP_SESSION_ID_HEADER.lower().encode()
 HEADER_KEYWORD = "x-mcp-header"  # of the schema of a parameter
 RESUME_HEADER = b"last-event-id"  # streams are not resumed: a new one takes the place of the old
+LONG_TEXTS_KEY = "mcpruntime_server.long_texts"  # in the scope of a request
 KEPT_HEADERS = (b"host", b"origin", b"user-agent")  # what the SDK checks, and what logs name
 
 opening_id: ContextVar[str | None] = ContextVar("opening_id", default=None)
@@ -98,7 +101,7 @@ class ConnectionManager(StreamableHTTPSessionManager):
 
     def __init__(self, server: Server[Any], principal: str) -> None:
         super().__init__(server, session_idle_timeout=IDLE_TIMEOUT_S, max_sessions=MAX_CONNECTIONS)
-        server.middleware.append(refuse_long_opening)
+        server.middleware += [refuse_long_opening, fill_in_long_texts]
         if server.get_tool_input_schema is not None:
             server.get_tool_input_schema = find_header_schemas(server.get_tool_input_schema)
         self._principal = principal
@@ -232,6 +235,17 @@ async def refuse_long_opening(
     return await call_next(ctx)
 
 
+async def fill_in_long_texts(
+    ctx: ServerRequestContext[Any, Any], call_next: CallNext
+) -> HandlerResult:
+    """Put the long texts of a large request into its parameters, from which they were taken."""
+    request = find_http_request(ctx)
+    split: SplitJson | None = None if request is None else request.scope.get(LONG_TEXTS_KEY)
+    if split is not None:
+        split.fill_in({"params": ctx.params})
+    return await call_next(ctx)
+
+
 class OwnRequest:
     """A request that the server sends to itself in the name of a client."""
 
@@ -246,7 +260,7 @@ class OwnRequest:
         ]
         if connection:
             headers.append((ID_HEADER, connection.encode()))
-        self.scope = {**scope, "method": "POST", "headers": headers}
+        self.scope = {**scope, "method": "POST", "headers": headers, LONG_TEXTS_KEY: None}
 
     async def receive(self) -> Message:
         """Return the body; after that nothing comes, and nobody leaves."""

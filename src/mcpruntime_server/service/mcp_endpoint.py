@@ -22,6 +22,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from ..capabilities.large_json import LARGE_BYTES, LargeJson
 from ..errors import InvalidRequest
 from ..server.connections import ConnectionCursors
 from ..server.delivery import FindCursor
@@ -29,9 +30,10 @@ from ..server.permissions import MCP_SCOPES, required_scopes
 from .authentication import check_scopes, find_caller
 from .deferred_streams import DeferredStreams, asks_for_answer_only
 from .http_connections import cancel_when_closed
-from .mcp_connections import ConnectionManager
+from .mcp_connections import LONG_TEXTS_KEY, ConnectionManager
 
 METHOD_HEADER, LISTEN = b"mcp-method", b"subscriptions/listen"
+LONG_PARAMETERS = ("arguments", "inputResponses")  # in which clients send code and answers
 
 MAX_SERVERS = 1_000  # of principals; each takes a quarter of a megabyte
 
@@ -110,8 +112,9 @@ class PrincipalServers:
 class McpEndpoint:
     """Passes a request to the MCP server of the principal that it comes from."""
 
-    def __init__(self, servers: PrincipalServers) -> None:
+    def __init__(self, servers: PrincipalServers, large_json: LargeJson) -> None:
         self._servers = servers
+        self._large_json = large_json
         self._streams: set[anyio.CancelScope] = set()
         self._deferred = DeferredStreams()
         self._is_stopping = False
@@ -125,6 +128,10 @@ class McpEndpoint:
                 body = await Request(scope, receive).body()
             except ClientDisconnect:
                 return  # the SDK would log an error
+            if len(body) > LARGE_BYTES:
+                split = await self._large_json.split(body, LONG_PARAMETERS)
+                body, scope = split.rest, {**scope, LONG_TEXTS_KEY: split}
+                scope = declare_length(scope, len(body))
             if not caller.scopes >= MCP_SCOPES:
                 message = parse_request_body(body)
                 check_scopes(caller, required_scopes(message))
