@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from time import thread_time
+from typing import Any
 
 import pytest
 from mcp.types import ToolAnnotations
+from pydantic import ValidationError
 
 from mcpruntime_server.cli.demo.token_count import count_tokens
 from mcpruntime_server.server.token_estimates import estimate_tokens
@@ -52,3 +55,16 @@ def test_what_fits_is_used() -> None:
 @pytest.mark.parametrize("text", ["; ".join(SIGNATURES), "naïve 汉字", "x" * 200, "1234567 {}[]"])
 def test_tokens_are_not_underestimated(text: str) -> None:
     assert estimate_tokens(text) * 1.2 >= count_tokens(text)
+
+
+def test_only_what_is_no_text_is_read_as_json_and_only_if_it_is_short() -> None:
+    async def call(code: str | None = None, answers: dict[str, Any] | None = None) -> str:
+        return ""
+
+    validate = build_tool(call, "", ToolAnnotations()).fn_metadata.validate_arguments
+    assert validate({"code": "[1]", "answers": '{"a": 1}'}) == {"code": "[1]", "answers": {"a": 1}}
+    started = thread_time()
+    assert validate({"code": f"[{'{},' * 1_300_000}1]"})["answers"] is None
+    with pytest.raises(ValidationError):
+        validate({"answers": '{"a": [' + "{}," * 1_300_000 + "1]}"})
+    assert thread_time() - started < 0.5  # to parse that takes a second

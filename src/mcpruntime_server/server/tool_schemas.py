@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from .token_estimates import estimate_tokens
 
 MAX_LIST_TOKENS = 750  # of all tools: names, descriptions and input schemas
+MAX_JSON_TEXT_CHARS = 256 * 1024  # of a list or an object that a client sends as text
 SIGNATURES_MARGIN = 1.2  # unusual names have more tokens than estimated
 BOUND_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "additionalProperties")
 OMITTED_KEYWORDS = ("title", "default", "anyOf", *BOUND_KEYWORDS)
@@ -31,13 +32,18 @@ class ToolArguments(FuncMetadata):
     """The arguments of a tool, in which JSON is parsed only where text is not accepted."""
 
     def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return `data` with lists and objects instead of the JSON text that some clients send."""
+        """Return `data` with lists and objects instead of the JSON text that some clients send.
+
+        Code is not parsed even to be left as it is: it may hold millions of values.
+        """
         texts = {
             name: data[name]
             for name, parameter in self.arg_model.model_fields.items()
-            if name in data and accepts_text(parameter.annotation)
+            if isinstance(data.get(name), str)
+            and len(data[name]) <= MAX_JSON_TEXT_CHARS
+            and not accepts_text(parameter.annotation)
         }
-        return {**super().pre_parse_json(data), **texts}
+        return {**data, **super().pre_parse_json(texts)}
 
 
 def accepts_text(annotation: Any) -> bool:
