@@ -20,6 +20,7 @@ from math import ceil
 from typing import Protocol, cast
 
 import anyio
+from anyio.lowlevel import checkpoint
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken as SdkAccessToken
 from mcp.server.auth.routes import (
@@ -184,18 +185,20 @@ class Authentication:
         """End the responses whose tokens are no longer valid; runs until it is cancelled."""
         while True:
             await anyio.sleep(TOKEN_CHECK_INTERVAL_S)
+            are_valid: dict[str, bool] = {}  # one token may have a thousand responses
             for response, token in list(self._open_responses.items()):
-                if not response.is_complete and not await self._is_valid(response, token):
+                if response.is_complete:
+                    continue
+                if token not in are_valid:
+                    are_valid[token] = await self._is_valid(token)
+                    await checkpoint()
+                if not are_valid[token] or response.has_expired:
                     response.has_lost_token = True
                     response.cancel_scope.cancel()
 
-    async def _is_valid(self, response: GuardedResponse, token: str) -> bool:
-        """Return whether the token of a response is valid still; if in doubt, it is."""
-        if self._tokens is None:
-            return True
-        if response.expires_at is not None and response.expires_at <= time.time():
-            return False
-        if not token.startswith(f"{TOKEN_PREFIX}_"):
+    async def _is_valid(self, token: str) -> bool:
+        """Return whether a token is still known; those of an issuer expire. If in doubt, it is."""
+        if self._tokens is None or not token.startswith(f"{TOKEN_PREFIX}_"):
             return True
         try:
             if self._tokens.is_current:
@@ -244,6 +247,11 @@ class GuardedResponse:
     is_complete: bool = False
     has_lost_token: bool = False
     cancel_scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether the time of its token is over."""
+        return self.expires_at is not None and self.expires_at <= time.time()
 
     def note_sent(self, message: Message) -> None:
         """Note what is sent."""
