@@ -37,11 +37,13 @@ class ClientModel:
         """Return the answer of the client's model; raises `CallFailed` if there is none."""
         prompt = "\n\n".join(format_message(each) for each in messages if each["role"] != "system")
         request: ClientModelRequest = {"prompt": prompt, "schema": schema}
-        size = len(json.dumps(request, ensure_ascii=False))
+        size = len(prompt)
+        if size <= self._max_chars:  # else it is too long whatever it is as JSON
+            size = len(json.dumps(request, ensure_ascii=False))
         if size > self._max_chars:  # a client that truncates it would give a wrong answer
             raise CallFailed(
                 "llm_too_long",
-                f"The request has {size:,} characters as JSON; the client's model accepts "
+                f"The request has at least {size:,} characters as JSON; the client's model accepts "
                 f"{self._max_chars:,}.",
                 remedy="Ask about parts of the data, or about less of it. For a client that shows "
                 "longer results, raise [server] result_chars.",

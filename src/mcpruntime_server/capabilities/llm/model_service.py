@@ -285,8 +285,10 @@ class ModelService:
 
 def digest_request(request: ModelRequest) -> str:
     """Return a digest that equal requests share."""
-    canonical = canonical_json([vars(request)])
-    return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    texts = (request.prompt, request.data)
+    digests = [sha256(each.encode("utf-8", "surrogatepass")).hexdigest() for each in texts]
+    rest = canonical_json([*digests, request.schema, request.model, request.max_tokens])
+    return sha256(rest.encode()).hexdigest()
 
 
 def response_data(response: ModelResponse) -> ResponseData:
