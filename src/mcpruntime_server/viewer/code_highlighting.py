@@ -9,15 +9,20 @@ from markupsafe import Markup, escape
 from pygments.lexers.python import PythonLexer
 from pygments.token import STANDARD_TYPES, _TokenType
 
-MAX_HIGHLIGHTED_CHARS = 100_000  # longer code is shown without colours
+MAX_HIGHLIGHTED_CHARS = 20_000  # longer code is shown without colours: a token takes 20 us
 MAX_CODE_LINES = 20_000
+MAX_KNOWN_CODES = 16  # highlighted, a megabyte each at most
 
 
-@lru_cache(64)
 def highlight_python(code: str) -> tuple[Markup, ...]:
     """Return the lines of Python code, highlighted."""
     if len(code) > MAX_HIGHLIGHTED_CHARS:
-        return tuple(escape(line) for line in code.splitlines()[:MAX_CODE_LINES])
+        return tuple(map(escape, code.splitlines()[:MAX_CODE_LINES]))
+    return _highlight_short(code)
+
+
+@lru_cache(MAX_KNOWN_CODES)
+def _highlight_short(code: str) -> tuple[Markup, ...]:
     lines: list[list[Markup]] = [[]]
     for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(code):
         first, *rest = text.split("\n")

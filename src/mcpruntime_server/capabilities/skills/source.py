@@ -11,7 +11,6 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from hashlib import sha256
 from inspect import Parameter, Signature
 from itertools import islice
@@ -34,6 +33,7 @@ ENTRY_FUNCTION = "run"  # of a skill's module
 PROVIDED_PACKAGES = frozenset({TOOLS_PACKAGE, SKILLS_PACKAGE, KNOWLEDGE_MODULE})
 SKILLS_NAMES = frozenset({"search", "list", "load"})  # of the package itself
 MAX_SOURCE_CHARS = 200_000
+MAX_KNOWN_SHAPES = 2_000  # each save compares with every source in the store
 MAX_SOURCE_WORDS = 15_000  # and signs: a parser, which lets nobody work, needs 2 us for each
 # characters that reorder code for readers, but not for Python
 TEXT_DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
@@ -61,6 +61,7 @@ TOO_DEEP = "The code is nested too deeply."
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 ImportNode = ast.Import | ast.ImportFrom
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+_known_shapes: dict[str, str] = {}  # by the digest of a source, last used last
 
 
 def parse_source(source: str) -> ast.Module:
@@ -363,9 +364,17 @@ def count_words(source: str, max_count: int) -> int:
     return sum(1 for _ in islice(WORD_OR_SIGN.finditer(source), max_count))
 
 
-@lru_cache(maxsize=2000)  # each save compares with every source in the store
 def source_shape(source: str) -> str:
     """Return a digest of source without its docstrings, defaults and return types."""
+    digest = _digest(source)
+    shape = _known_shapes.pop(digest, None) or _compute_shape(source)
+    _known_shapes[digest] = shape
+    if len(_known_shapes) > MAX_KNOWN_SHAPES:
+        _known_shapes.pop(next(iter(_known_shapes)), None)  # threads share it
+    return shape
+
+
+def _compute_shape(source: str) -> str:
     try:
         tree = without_docstrings(parse_source(source))
         for node in tree.body:
@@ -375,6 +384,10 @@ def source_shape(source: str) -> str:
         text = ast.dump(tree)
     except (SkillRefused, RecursionError):  # what somebody put into the store prevents no save
         text = source
+    return _digest(text)
+
+
+def _digest(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
