@@ -18,6 +18,7 @@ WILDCARDS = re.compile(r"[*?\[]")
 ANY_FOLDERS = "**"
 MAX_SEEN_FILES = 100_000  # below the folder of one pattern
 MAX_PATTERN_PARTS = 32
+MAX_COMPARISONS = 1_000_000  # of names with parts of one pattern: half a second
 
 
 def is_pattern(path: str) -> bool:
@@ -41,11 +42,20 @@ def match_paths(paths: Iterable[str], pattern: str) -> list[str]:
         )
     shows_hidden = any(part.startswith(".") for part in parts)
     matchers = [None if part == ANY_FOLDERS else re.compile(translate(part)) for part in parts]
-    return sorted(
-        path
-        for path in paths
-        if (shows_hidden or not _is_hidden(path)) and _matches_path(path.split("/"), matchers)
-    )
+    found, comparisons = [], 0
+    for path in paths:
+        if not shows_hidden and _is_hidden(path):
+            continue
+        names = path.split("/")
+        comparisons += len(names) * len(parts)
+        if comparisons > MAX_COMPARISONS:
+            raise InvalidRequest(
+                "The pattern has too many parts for so many files.",
+                remedy="Name a folder further down, or use fewer parts.",
+            )
+        if _matches_path(names, matchers):
+            found.append(path)
+    return sorted(found)
 
 
 def _is_hidden(path: str) -> bool:

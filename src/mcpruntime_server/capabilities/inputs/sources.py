@@ -121,7 +121,8 @@ async def _from_workspace(
     path = path.removeprefix("./").removesuffix("/")
     if path in files:
         return [_workspace_entry(path, files[path], name or path.rpartition("/")[2])]
-    paths = match_paths(files, path if is_pattern(path) else f"{path}/**")
+    pattern = path if is_pattern(path) else f"{path}/**"
+    paths = await run_sync(match_paths, files, pattern)
     if not paths:
         listed = ", ".join(map(repr, sorted(files)[:MAX_LISTED_FILES])) or "none yet"
         raise InvalidRequest(
