@@ -29,8 +29,9 @@ from starlette.types import Message
 
 from mcpruntime_server.capabilities.agent.conversation import NoProgramFound, extract_program
 from mcpruntime_server.capabilities.call_worker import read_call
+from mcpruntime_server.capabilities.json_worker import split_json
 from mcpruntime_server.capabilities.large_calls import MAX_GROWTH, MAX_SHOWN_CHARS
-from mcpruntime_server.capabilities.large_json import open_large_json
+from mcpruntime_server.capabilities.large_json import open_large_json, read_reply
 from mcpruntime_server.capabilities.llm.structured_answers import read_answer
 from mcpruntime_server.capabilities.packages.requirements import (
     find_refused,
@@ -67,6 +68,7 @@ from mcpruntime_server.journal.events import (
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.protocol import wire
 from mcpruntime_server.protocol.json_limits import ValueCounter
+from mcpruntime_server.protocol.wire import escape_json_surrogates
 from mcpruntime_server.runtime.call_ledger import LedgerEntry
 from mcpruntime_server.runtime.output_buffer import OutputBuffer
 from mcpruntime_server.runtime.run_history import load_recorded_run
@@ -700,6 +702,36 @@ async def send_spliced(arguments: EncodedArguments) -> Any:
     return json.loads(filled)
 
 
+LONG_TEXTS = tuple(
+    json.dumps({"jsonrpc": "2.0", "params": {"arguments": each, "_meta": each}}).encode()
+    for each in ({"code": 'x = "a"\n' * 300}, [["\u20ac\U0001f600" * 700, 1.5]], "\ud800" * 1_001)
+)
+
+
+async def split_json_text(data: bytes) -> str:
+    """Take the long texts out of JSON and put them in again, which must be what it was."""
+    try:
+        expected: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        expected = None
+    outcomes = []
+    for within in ([], ["arguments"]):
+        head, found = split_json({"within": within}, data)
+        split = await read_reply(head, memoryview(found))
+        assert len(found) <= MAX_GROWTH * len(data)
+        if not split.rest:
+            assert expected is None, "JSON that was refused"
+            return "invalid"
+        filled = split.fill_in(json.loads(split.rest))
+        try:
+            found_text = json.dumps(escape_json_surrogates(filled))
+            assert found_text == json.dumps(escape_json_surrogates(expected))
+        except RecursionError:
+            return "deep"
+        outcomes.append(("none", "one", "some")[min(len(split.texts), 2)])
+    return ", ".join(outcomes)
+
+
 # texts of the journal -----------------------------------------------------------------------------
 
 ENCODED_TEXTS = tuple(
@@ -837,6 +869,7 @@ TARGETS = {
     "proxy": Target(PROXY_REQUESTS, mutate_bytes, serve_connection),
     "printed": Target(PRINTED, mutate_bytes, render_printed),
     "large call": Target(LARGE_CALLS, mutate_json_text, read_large_call),
+    "large JSON": Target(LONG_TEXTS, mutate_json_text, split_json_text),
     "text": Target(ENCODED_TEXTS, mutate_bytes, look_into_text),
     "table": Target(TABLES, mutate_bytes, write_tables),
     "answer": Target(MODEL_ANSWERS, mutate_bytes, read_model_answer),

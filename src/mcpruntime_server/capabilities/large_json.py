@@ -7,7 +7,7 @@ its own takes the long texts out, which arrive here as they are; only what is le
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,23 +64,28 @@ class LargeJson:
             head, found = await self._process.ask(lambda: request, data, MAX_GROWTH * len(data))
         except ValueError:  # the process is gone, and the text may be an honest one
             return SplitJson(bytes(data))
-        if "invalid" in head:
-            return SplitJson(b"")
-        start = head["rest_bytes"]
-        rest, end = bytes(found[:start]), start + head["index_bytes"]
-        texts: list[tuple[Sequence[Any], str]] = []
-        turn_end = end + TURN_BYTES
-        for path, size in json.loads(bytes(found[start:end])):
-            if end > turn_end:
-                await checkpoint()
-                turn_end = end + TURN_BYTES
-            texts.append((path, str(found[end : end + size], "utf-8")))
-            end += size
-        return SplitJson(rest, texts)
+        return await read_reply(head, found)
 
     async def close(self) -> None:
         """End the process, if there is one."""
         await self._process.close()
+
+
+async def read_reply(head: Mapping[str, Any], found: memoryview) -> SplitJson:
+    """Return what the process has found."""
+    if "invalid" in head:
+        return SplitJson(b"")
+    start = head["rest_bytes"]
+    rest, end = bytes(found[:start]), start + head["index_bytes"]
+    texts: list[tuple[Sequence[Any], str]] = []
+    turn_end = end + TURN_BYTES
+    for path, size in json.loads(bytes(found[start:end])):
+        if end > turn_end:
+            await checkpoint()
+            turn_end = end + TURN_BYTES
+        texts.append((path, str(found[end : end + size], "utf-8")))
+        end += size
+    return SplitJson(rest, texts)
 
 
 @asynccontextmanager
