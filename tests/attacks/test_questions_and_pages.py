@@ -213,6 +213,24 @@ async def test_pages_cost_others_nothing(
             tasks.start_soon(load, path)
 
 
+async def test_pages_of_much_code_cost_others_nothing(
+    api: ApiClient, bystander: ServerConnection
+) -> None:
+    """What is shown of code is as large as the code, or larger."""
+    pages = []
+    for number in range(16):
+        code = (
+            f"_ = {number}, '{'<' * 3_000_000}'" if number % 2 else f"x={number};" + "a=1;" * 4_900
+        )
+        body = {"code": code, "session": "coded"}
+        done = (await api.post("/execute", body)).json()
+        pages.append(f"/s/{done['session']}/{done['run']}")
+    async with observe(bystander):
+        for path in pages * 2:
+            response = await api.http.get(api.base + path)
+            assert response.status_code == 200, path
+
+
 def list_unread(runs: dict[str, str]) -> dict[str, str]:
     """Return addresses whose answers nobody reads, by name."""
     session = runs["state"].partition("/")[0]

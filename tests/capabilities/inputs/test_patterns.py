@@ -39,6 +39,8 @@ def test_a_pattern_of_any_length_is_matched_quickly() -> None:
     assert match_paths(["/".join("a" * 500)] * 100, "/".join(["**", "*"] * 15)) != []
     with pytest.raises(InvalidRequest, match="32 are allowed"):
         match_paths(PATHS, "**/" * 40)
+    with pytest.raises(InvalidRequest, match="too many parts for so many files"):
+        match_paths(["/".join("a" * 30)] * 10_000, "/".join(["**", "*"] * 15))
 
 
 @pytest.fixture

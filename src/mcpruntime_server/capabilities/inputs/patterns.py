@@ -18,7 +18,7 @@ WILDCARDS = re.compile(r"[*?\[]")
 ANY_FOLDERS = "**"
 MAX_SEEN_FILES = 100_000  # below the folder of one pattern
 MAX_PATTERN_PARTS = 32
-MAX_COMPARISONS = 1_000_000  # of names with parts of one pattern: half a second
+MAX_COMPARISONS = 2_000_000  # of names with parts of one pattern: about a second
 
 
 def is_pattern(path: str) -> bool:
