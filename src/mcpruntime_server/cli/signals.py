@@ -18,6 +18,7 @@ from typing import TypeVar, TypeVarTuple
 import anyio
 import click
 
+from ..app.event_loop import create_event_loop
 from ..config import Config
 
 # After each system call, the event loop waits so long for a thread that computes. With the 5 ms of
@@ -43,7 +44,7 @@ def serve_until_signal(
         await run_with_handler(lambda _: is_stopping.set(), serve, config, is_stopping, *args)
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    anyio.run(work)
+    anyio.run(work, backend_options={"loop_factory": create_event_loop})
 
 
 def run_until_signal(
