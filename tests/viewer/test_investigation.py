@@ -59,6 +59,8 @@ async def test_the_cause_of_a_failure_is_found_and_its_fix_is_proven(tmp_path: P
         result = page.locator(".try-result")
         await expect(result).to_contain_text(f"Steps {CAUSE + 1} to {FAILED_STEP - 1}")
         await expect(result).to_contain_text("ZeroDivisionError: division by zero")
+        outcome = f"Step {FAILED_STEP} failed in the recording, and not in the attempt."
+        await expect(result.locator(".outcomes")).to_have_text(outcome)
         await open_link(page, "Open the session of the attempt")
         await expect(heading).to_have_text(f"Step {LAST_STEP}")
         await expect(failed).to_have_text("1 failed")

@@ -54,6 +54,8 @@ OWN_TEXTS = {
         sessions.next_offset ¦ view.usage.successes
     """,
 }
+COMPARED_STEPS = 4  # of the session
+COMPARED = ("Output", "Error output", "Status", "Value", "Error", f"{TAG}.{TAG}(", "made.html")
 IS_VISITED = re.compile(r"/(?:s/\w+/\w+|[a-z]*(?:/[a-z]+)?)(?:\?(?!path).*)?")  # not parts of pages
 SINKS = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function")
 # What scripts assign to addresses: paths of this server, or what a page of it has.
@@ -227,6 +229,13 @@ async def try_everything(page: Page, watcher: Watcher, viewer: Viewer) -> None:
     await page.press("[data-try]", "Enter")
     await expect(page.locator("dialog .try-calls summary").last).to_be_visible()
     await watcher.check()
+    await page.check("#try-following")  # the code and the answers are those of the recording
+    await page.press("text=Execute and compare", "Enter")
+    await expect(page.locator(".difference")).to_have_count(COMPARED_STEPS)
+    for compared in COMPARED:
+        await expect(page.locator(".difference h4", has_text=compared).first).to_be_visible()
+    await expect(page.locator(".side-by-side", has_text="onerror").first).to_be_visible()
+    await watcher.check()
     await page.keyboard.press("Escape")
     await page.goto(f"{viewer.base}/s/{FUNCTION_SESSION}/r_function")
     await expect(page.locator(".rail-row").first).to_be_visible()
@@ -246,6 +255,11 @@ async def try_everything(page: Page, watcher: Watcher, viewer: Viewer) -> None:
     await page.press("[data-variables]", "Enter")
     await expect(page.locator(".variables")).to_contain_text("onerror")
     await watcher.check()
+    await page.press("[data-try]", "Enter")
+    await page.fill("#try-live", TAG)
+    await page.press("text=Execute and compare", "Enter")  # is refused, which the console notes
+    await expect(page.locator("dialog [role=alert]")).to_contain_text("onerror")
+    assert await page.evaluate("findings") == []
 
 
 async def test_names_of_downloads_have_no_texts(viewer: Viewer) -> None:

@@ -6,10 +6,12 @@ import pytest
 from playwright.async_api import expect
 
 from mcpruntime_server.service.api import API_ROUTES
+from mcpruntime_server.viewer.page_routes import API_PREFIX, PAGE_ROUTES
 
 from ..helpers.commands import run_command
 from ..helpers.event_streams import connect_api
 from .conftest import Viewer
+from .test_scopes import fill_path
 
 SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -18,6 +20,7 @@ SECURITY = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
+NOSNIFF = {"x-content-type-options": "nosniff"}
 
 
 async def test_without_a_login_every_page_leads_to_the_login(viewer: Viewer) -> None:
@@ -30,10 +33,44 @@ async def test_without_a_login_every_page_leads_to_the_login(viewer: Viewer) -> 
             assert (await http.get(viewer.base + path)).status_code == 401
 
 
-async def test_pages_have_headers_against_hostile_content(viewer: Viewer) -> None:
-    async with viewer.service.http() as http:
-        response = await http.get(f"{viewer.base}/login")
-        assert {name: response.headers[name] for name in SECURITY} == SECURITY
+async def test_every_address_has_headers_against_hostile_content(viewer: Viewer) -> None:
+    async with viewer.api() as api:
+        runs = (await api.get(f"/sessions/{viewer.session}")).json()["runs"]
+    async with viewer.open() as page:
+        [cookie] = await page.context.cookies()
+    headers = {"Cookie": f"{cookie['name']}={cookie['value']}"}
+    paths = [("/login", SECURITY), ("/static/0/none", SECURITY)]
+    paths += [(each.path, SECURITY) for each in PAGE_ROUTES if each.method == "GET"]
+    paths += [(f"{API_PREFIX}{each.path}", NOSNIFF) for each in API_ROUTES if each.method == "GET"]
+    paths += [(path, NOSNIFF) for path in ("/ui/api/sessions/none", "/ui/api/sessions?limit=0")]
+    found = {}
+    async with viewer.service.http(**headers) as http:
+        for path, expected in paths:
+            address = viewer.base + fill_path(path, runs[-1]["run"], viewer.session)
+            async with http.stream("GET", address) as response:  # some do not end
+                if response.status_code != 303:
+                    found[path] = {name: response.headers.get(name) for name in expected}
+    assert found == {path: expected for path, expected in paths if path in found}
+    assert len(found) > 30
+
+
+async def test_a_body_that_does_not_fit_is_a_problem_and_no_failure(viewer: Viewer) -> None:
+    async with viewer.api() as api:
+        run = (await api.get(f"/sessions/{viewer.session}")).json()["runs"][0]["run"]
+    async with viewer.open() as page:
+        token = str(await page.get_attribute("meta[name=csrf-token]", "content"))
+        [cookie] = await page.context.cookies()
+    headers = {"Cookie": f"{cookie['name']}={cookie['value']}", "X-CSRF-Token": token}
+    long = {"call": 1, "error": "x" * 2_000}
+    async with viewer.service.http(**headers, Origin=viewer.base) as http:
+        for path, body in (
+            (f"/s/{viewer.session}/rerun", {"run": run, "answers": [long]}),
+            (f"/s/{viewer.session}/{run}/skill", {"name": 1}),
+            ("/skills/none/state", {}),
+        ):
+            response = await http.post(viewer.base + path, json=body)
+            assert response.status_code == 400, response.text
+            assert response.json()["code"] == "invalid_request"
 
 
 async def test_a_wrong_token_is_refused_and_a_login_can_be_ended(viewer: Viewer) -> None:

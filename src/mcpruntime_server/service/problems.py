@@ -82,7 +82,7 @@ def build_validation_problem(exc: ValidationError) -> Problem:
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response for a problem."""
-    known = dict(headers or {})
+    known = {"X-Content-Type-Options": "nosniff", **(headers or {})}
     if problem.status == 503:
         known["Retry-After"] = str(RETRY_AFTER_S)
     data: JsonObject = problem.model_dump(mode="json")

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, request_response
 
 from ..capabilities.skills.saving import SkillSaver
 from ..config.scopes import Scope
-from ..service.api import bind_api_handlers, end_with_client
+from ..service.api import answer_errors, bind_api_handlers, end_with_client
 from ..service.api_services import ApiServices
 from ..service.authentication import Authentication
 from ..service.method_routes import join_methods
@@ -127,6 +127,8 @@ def bind_page_handlers(services: ViewerServices) -> list[tuple[PageRoute, PageHa
     bound = []
     for each in PAGE_ROUTES:
         handler: PageHandler = partial(each.handler, owners[each.owner])
+        if not each.is_page:
+            handler = answer_errors(handler)
         if each.ends_with_client:
             handler = end_with_client(handler)
         bound.append((each, compress(handler) if each.is_compressed else handler))

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from anyio import to_thread
 from markupsafe import Markup
-from pydantic import Field, ValidationError
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -27,7 +27,7 @@ from ..protocol.truncation import truncate_text
 from ..server.skill_tools import usage_code
 from ..service.api_models import BodyModel
 from ..service.authentication import find_principal
-from ..service.problems import build_validation_problem, problem_response
+from ..service.requests import read_body
 from .code_highlighting import highlight_python
 from .progress_stream import ProgressResponse
 from .viewer_services import ViewerServices
@@ -100,10 +100,7 @@ class SavingPages:
     async def save_skill(self, request: Request) -> Response:
         """Test a step as a skill, save it, and stream what the test does and its verdict."""
         row, _ = await self._services.find_run(request)
-        try:
-            body = SavingBody.model_validate_json(await request.body())
-        except ValidationError as exc:
-            return problem_response(build_validation_problem(exc))
+        body = await read_body(request, SavingBody)
         saver = self._find_saver(request)
 
         async def save(report: ReportProgress) -> str:

@@ -10,17 +10,16 @@ from typing import Any
 
 from anyio import to_thread
 from markupsafe import Markup
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..capabilities.skills.model import RecordedCase, Skill, active_skills
 from ..capabilities.skills.saving import SkillSaver
 from ..capabilities.skills.usage import UsageRecord
-from ..errors import Forbidden, McpRuntimeError, NotFound
+from ..errors import Forbidden, NotFound
 from ..service.api_models import BodyModel
 from ..service.authentication import find_principal
-from ..service.problems import build_problem, build_validation_problem, problem_response
+from ..service.requests import read_body
 from .code_highlighting import highlight_python
 from .page_rendering import PAGE_SECURITY_HEADERS, missing_page
 from .text_diffs import DiffLine, compare_texts
@@ -142,15 +141,7 @@ class SkillPages:
 
     async def change_state(self, request: Request) -> Response:
         """Put a version in use, if it passes the gate, or take it out of use."""
-        try:
-            body = StateBody.model_validate_json(await request.body())
-            return await self._change_state(request, body)
-        except ValidationError as exc:
-            return problem_response(build_validation_problem(exc))
-        except McpRuntimeError as exc:
-            return problem_response(build_problem(exc))
-
-    async def _change_state(self, request: Request, body: StateBody) -> Response:
+        body = await read_body(request, StateBody)
         saver = self._find_saver(request)
         library, name = saver.library, request.path_params["name"]
         versions = (await library.all_versions()).get(name, ())

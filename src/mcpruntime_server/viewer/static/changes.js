@@ -5,6 +5,8 @@ import { followWork, loadJson, sendJson } from "./http.js";
 import { showDifference } from "./differences.js";
 import { describeRecorded, doWork, openDialog } from "./work_dialog.js";
 
+const FAILED = /^(error|timeout|crashed)/;
+
 /** Let people try changes of the step of a panel, fork there, and rewind to it. */
 export function startChanges(panel, session, run) {
   find("[data-try]", panel)?.addEventListener("click", () => openChange(panel, session, run));
@@ -62,7 +64,8 @@ async function rewind(button, session, run) {
 
 async function openChange(panel, session, run) {
   const code = findAll("[data-code] > [data-line] > code", panel).map((each) => each.textContent).join("\n");
-  const editor = make("textarea", { id: "try-code", value: code, rows: Math.min(18, code.split("\n").length + 2), spellcheck: false });
+  const editor = makeEditor(code, 18);
+  editor.id = "try-code";
   const calls = make("div", { className: "try-calls" });
   const following = make("input", { type: "checkbox", id: "try-following" });
   const live = make("input", { type: "text", id: "try-live", placeholder: "none: recorded answers only", autocomplete: "off" });
@@ -94,7 +97,7 @@ async function openChange(panel, session, run) {
     result.replaceChildren();
     try {
       const body = { run, following: following.checked, answers: readAnswers(calls) };
-      if (editor.value !== code) body.code = editor.value;
+      if (isEdited(editor)) body.code = editor.value;
       body.live = live.value.split(",").map((each) => each.trim()).filter(Boolean);
       const what = `The state before the step is rebuilt.${describeRecorded(panel)}`;
       const rerun = await doWork(start, progress, what, (signal, say) => followWork(`/s/${session}/rerun`, body, say, signal));
@@ -106,27 +109,38 @@ async function openChange(panel, session, run) {
       progress.hidden = true;
     }
   });
-  await listCalls(calls, run);
+  await listCalls(calls, live, run);
 }
 
-async function listCalls(place, run) {
+async function listCalls(place, live, run) {
   const { calls } = await loadJson(`/ui/api/runs/${run}/calls`);
   if (!calls.length) return;
+  const called = calls.map(({ target }) => target).find((target) => target.startsWith("tools."));
+  if (called) live.placeholder += `; ${called.replace("tools.", "")} is a tool of this step`;
   place.append(make("h3", {}, "Recorded answers"));
   for (const call of calls) {
     const value = call.error === null ? JSON.stringify(call.value, null, 1) : call.error;
-    const editor = make("textarea", { value, rows: Math.min(10, value.split("\n").length + 1), spellcheck: false });
+    const editor = makeEditor(value, 10);
     editor.setAttribute("aria-label", `Answer of call ${call.number}`);
     editor.dataset.call = call.number;
-    editor.dataset.recorded = value;
     editor.dataset.isError = call.error === null ? "" : "1";
     const summary = make("summary", {}, make("span", { className: "num" }, `${call.number} `), make("code", {}, call.target.replace(/^tools\./, "")), make("code", { className: "faint" }, ` ${call.args}`));
     place.append(make("details", {}, summary, call.cut ? make("p", { className: "faint" }, "The answer is too long to be edited here.") : editor));
   }
 }
 
+/** Return a field for a text, which remembers what it shows: that may have other line ends. */
+function makeEditor(text, maxRows) {
+  const rows = Math.min(text.split("\n").length + 1, maxRows);
+  const editor = make("textarea", { value: text, rows, spellcheck: false });
+  editor.dataset.shown = editor.value;
+  return editor;
+}
+
+const isEdited = (editor) => editor.value !== editor.dataset.shown;
+
 function readAnswers(place) {
-  const changed = findAll("textarea", place).filter((each) => each.value !== each.dataset.recorded);
+  const changed = findAll("textarea", place).filter(isEdited);
   return changed.map((each) => {
     const call = Number(each.dataset.call);
     if (each.dataset.isError) return { call, error: each.value };
@@ -142,6 +156,8 @@ async function showRerun(place, run, rerun) {
   const title = make("h2", { tabIndex: -1 }, "What is different");
   place.replaceChildren(title);
   place.append(make("p", {}, make("a", { href: `/s/${rerun.session}` }, "Open the session of the attempt")));
+  const outcome = place.appendChild(make("div", { className: "outcomes" }));
+  const statuses = []; // of the steps that ended differently
   let equal = []; // steps without a difference, one after the other
   for (const [position, { run: original }] of rerun.comparisons.entries()) {
     const { run: again, step } = rerun.runs[position];
@@ -152,12 +168,26 @@ async function showRerun(place, run, rerun) {
       if (equal.length) place.append(describeEqual(equal));
       equal = [];
       place.append(showDifference(step, found));
+      if (found.status) statuses.push({ step, ...found.status });
     }
   }
   if (equal.length) place.append(describeEqual(equal));
+  outcome.append(...describeOutcomes(statuses));
   place.scrollIntoView({ block: "start" });
   title.focus({ preventScroll: true });
 }
+
+/** Return what the change has mended, and what it has broken; `a` is how a step ended, `b` how it ends now. */
+function describeOutcomes(statuses) {
+  const mended = statuses.filter(({ a, b }) => FAILED.test(a) && !FAILED.test(b));
+  const broken = statuses.filter(({ a, b }) => !FAILED.test(a) && FAILED.test(b));
+  const parts = [];
+  if (mended.length) parts.push(make("p", { className: "is-ok" }, `${nameSteps(mended)} failed in the recording, and not in the attempt.`));
+  if (broken.length) parts.push(make("p", { className: "is-bad" }, `${nameSteps(broken)} failed in the attempt, and not in the recording.`));
+  return parts;
+}
+
+const nameSteps = (found) => `${found.length === 1 ? "Step" : "Steps"} ${found.map(({ step }) => step).join(", ")}`;
 
 /** Return an element for steps in which nothing differs. */
 function describeEqual(steps) {
