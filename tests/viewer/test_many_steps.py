@@ -17,6 +17,7 @@ from mcpruntime_server.journal.events import (
     RunStarted,
     TipMoved,
 )
+from mcpruntime_server.journal.rows import INTERRUPTED_FLAG
 from mcpruntime_server.journal.store import Journal, open_journal
 from mcpruntime_server.viewer.output_windows import FIRST_LINES
 from mcpruntime_server.viewer.step_lists import WINDOW_ROWS, build_columns
@@ -50,6 +51,19 @@ READ_BAR = """() => {
   const readRow = (y) => columns.map((x) => known[read(x, y)] ?? "");
   return Object.fromEntries(Object.entries(rows).map(([row, y]) => [row, readRow(y)]));
 }"""
+# Where each row draws its dot and its lines, inside of its own height.
+READ_LANES = """(rows) => rows.map((row) => {
+  const svg = row.querySelector("svg");
+  const height = svg.clientHeight;
+  const clip = (y) => Math.min(Math.max(y, 0), height);
+  const lines = [...svg.querySelectorAll("path")].map((path) => {
+    const length = path.getTotalLength();
+    const [start, end] = [path.getPointAtLength(0), path.getPointAtLength(length)];
+    return [start.x, start.y, end.x, end.y].map(Math.round);
+  });
+  const dot = Number(svg.querySelector("circle").getAttribute("cx"));
+  return { dot, lines, height, is_aside: row.classList.contains("is-aside") };
+})"""
 MEGABYTES = 6  # more than a page reads before it is there
 
 
@@ -62,6 +76,8 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
     async with open_journal(folder / "data") as journal:
         await write_session(journal, STEPS, MEGABYTES)
         await write_heat(journal)
+        await write_branches(journal)
+        await write_lost(journal)
     async with open_http_service(settings, "--no-auth") as opened:
         yield opened
 
@@ -78,6 +94,63 @@ async def write_heat(journal: Journal) -> None:
         journal.append("s_heat", RunFinished(status), run)
         parent = run
     await journal.flush()
+
+
+async def write_branches(journal: Journal) -> None:
+    """Write a session of two steps, two that were given up, and one that continues the second."""
+    await journal.create_session("s_branches", "branches", "local")
+    chain: tuple[tuple[str, str | None, int], ...] = (
+        ("r_first", None, 1),
+        ("r_second", "r_first", 2),
+        ("r_try", "r_second", 3),
+        ("r_retry", "r_try", 4),
+        ("r_third", "r_second", 3),
+    )
+    for run, parent, step in chain:
+        if run == "r_third":
+            journal.append("s_branches", TipMoved("r_second", "r_retry"))
+        started = RunStarted(run, parent, step, f"{run} = 1", f"<step {step}>", 60.0)
+        journal.append("s_branches", started, run)
+        journal.append("s_branches", RunFinished("ok"), run)
+    await journal.flush()
+
+
+async def write_lost(journal: Journal) -> None:
+    """Write a session whose first step was interrupted, so that no later state can be rebuilt."""
+    await journal.create_session("s_lost", "lost", "local")
+    first = RunStarted("r_lost1", None, 1, "while True: pass", "<step 1>", 1.0)
+    journal.append("s_lost", first, "r_lost1")
+    journal.append("s_lost", RunFinished("timeout", flags=[INTERRUPTED_FLAG]), "r_lost1")
+    then = RunStarted("r_lost2", "r_lost1", 2, "y = x + 1", "<step 2>", 60.0)
+    journal.append("s_lost", then, "r_lost2")
+    journal.append("s_lost", RunFinished("ok"), "r_lost2")
+    await journal.flush()
+
+
+async def test_a_state_that_cannot_be_rebuilt_says_why(page: Page) -> None:
+    await page.goto("/s/s_lost/r_lost2")
+    await expect(page.locator(".rail-row")).to_have_count(2)
+    reason = re.compile(r"state after step 2 cannot be restored. \w")
+    await page.fill("#ask-code", "y")
+    await page.press("#ask-code", "Enter")
+    await expect(page.locator(".answers [role=alert]")).to_contain_text(reason)
+    await page.click("[data-variables]")
+    await expect(page.locator("[data-variable-list] [role=alert]")).to_contain_text(reason)
+
+
+async def test_the_rail_draws_branches_where_they_leave_the_trunk(page: Page) -> None:
+    await page.goto("/s/s_branches")
+    rows = page.locator(".rail-row")
+    await expect(rows).to_have_count(5)
+    lanes = await rows.evaluate_all(READ_LANES)
+    trunk, branch = lanes[0]["dot"], lanes[2]["dot"]
+    assert [each["dot"] for each in lanes] == [trunk, trunk, branch, branch, trunk]
+    assert [each["is_aside"] for each in lanes] == [False, False, True, True, False]
+    height = lanes[0]["height"]
+    assert all([trunk, 0, trunk, height] in each["lines"] for each in lanes[1:4])
+    assert [trunk, 0, branch, height / 2] in lanes[2]["lines"]  # from the trunk to the first step
+    assert [branch, 0, branch, height / 2] in lanes[3]["lines"]
+    assert not [line for line in lanes[4]["lines"] if line[2] == branch]
 
 
 async def test_the_bar_shows_time_cost_and_failures_as_heat(page: Page) -> None:

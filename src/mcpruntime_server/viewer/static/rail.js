@@ -132,7 +132,7 @@ export class Rail {
       const kind = line.isCurrent ? "lane is-current" : "lane";
       if (line.from !== null && line.from !== line.lane) {
         const from = at(line.from);
-        const path = `M${from} ${-middle} C ${from} 0, ${here} ${-middle + 6}, ${here} ${middle}`;
+        const path = `M${from} 0 C ${from} ${middle}, ${here} 0, ${here} ${middle}`;
         svg.append(draw("path", { d: path, class: kind }));
         if (!isLast) svg.append(draw("path", { d: `M${here} ${middle} V${ROW_PX}`, class: kind }));
       } else {
