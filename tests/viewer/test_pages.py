@@ -10,6 +10,27 @@ from mcpruntime_server.viewer.output_windows import FIRST_LINES, WINDOW_LINES
 
 from .conftest import Viewer
 
+FIGURE = re.compile(r"^\d+\.\d$")
+
+
+async def test_sessions_that_wait_or_have_failed_come_first_with_what_they_were_forked_from(
+    viewer: Viewer,
+) -> None:
+    ask = "from tools.counted import add\nadd(item='x')"
+    async with viewer.api() as api, viewer.open() as page:
+        waiting = await api.post("/execute", {"code": ask, "session": "asks", "wait_s": 30})
+        await api.execute("1", session="root")
+        assert (await api.post("/sessions/root/fork", {"name": "twig"})).status_code == 201
+        await api.execute("1 / 0", session="twig")
+        await api.execute("1 / 0", session="broken")
+        await api.execute("1", session="calm")
+        await page.reload()
+        names = await page.locator(".session-name").all_inner_texts()
+        assert names[:5] == ["asks", "broken", "root", "↳twig", "calm"]
+        await page.click("text=Failed")
+        await expect(page.locator(".session-name")).to_have_text(["broken", "twig"])
+        await api.post(f"/runs/{waiting.json()['run']}/cancel")
+
 
 async def test_the_list_tells_of_failures_and_leads_to_the_newest_step(viewer: Viewer) -> None:
     async with viewer.open() as page:
@@ -42,9 +63,27 @@ async def test_a_step_shows_its_code_calls_and_table(viewer: Viewer) -> None:
         await page.click(".rail-row >> nth=2")
         await expect(page.locator(".panel h2")).to_have_text("Step 3")
         await expect(page.locator("#L1")).to_contain_text("rows = query")
+        await expect(page.locator("#L1 .tok-s1", has_text="SELECT id")).to_be_visible()
+        for fact in ("Took", "CPU", "Memory"):
+            await expect(page.locator(".panel-head .facts")).to_contain_text(fact)
         await expect(page.locator("[aria-label=Value] tbody tr")).to_have_count(8)
+        await expect(page.locator("#call-1 .bar rect")).to_have_attribute("width", FIGURE)
+        await expect(page.locator("#call-1 .call-time")).to_have_text(re.compile(r"\d ms$"))
         await page.click("#call-1 summary")
         await expect(page.locator("#call-1 .call-data")).to_contain_text("LIMIT 8")
+        await expect(page.locator("#call-1 .call-data")).to_contain_text("placed")
+
+
+async def test_a_value_folds_and_unfolds(viewer: Viewer) -> None:
+    async with viewer.open(f"/s/{viewer.session}") as page:
+        await page.click(".rail-row >> nth=9")
+        limits = page.locator("[aria-label=Value] details", has_text="limits").last
+        low = limits.locator(".leaf", has_text="low")
+        await expect(low).to_be_visible()
+        await limits.locator("summary").click()
+        await expect(low).to_be_hidden()
+        await limits.locator("summary").click()
+        await expect(low).to_have_text("low0.1")
 
 
 async def test_a_failure_names_its_line(viewer: Viewer) -> None:
@@ -80,9 +119,10 @@ async def test_long_output_comes_in_windows_and_lines_have_addresses(viewer: Vie
         await expect(page.locator("#O1100")).to_be_in_viewport()
 
 
-async def test_a_search_finds_code_output_and_arguments(viewer: Viewer) -> None:
-    async with viewer.open() as page:
-        for text in ("row 00042", "sys.stderr", "LIMIT 8", "totals.json"):
+async def test_a_search_finds_code_output_arguments_and_file_names(viewer: Viewer) -> None:
+    async with viewer.api() as api, viewer.open() as page:
+        await api.execute("name = 'kept'\nopen(f'{name}-9.txt', 'w').write('1')", session="names")
+        for text in ("row 00042", "sys.stderr", "LIMIT 8", "kept-9.txt"):
             await page.keyboard.press("/")
             await page.fill("[data-search]", text)
             await page.keyboard.press("Enter")
@@ -92,21 +132,26 @@ async def test_a_search_finds_code_output_and_arguments(viewer: Viewer) -> None:
         await expect(page.locator("[role=status]").nth(1)).to_contain_text("0 sessions")
 
 
-async def test_a_running_session_is_followed_and_cancelled(viewer: Viewer) -> None:
+async def test_a_running_session_is_followed_by_two_people_and_cancelled(viewer: Viewer) -> None:
     code = (
         "import time\nfor n in range(1000):\n    print('line', n, flush=True)\n    time.sleep(0.1)"
     )
-    async with viewer.api() as api, viewer.open() as page:
+    async with viewer.api() as api, viewer.open() as page, viewer.open() as other:
         first = (await api.post("/execute", {"code": "1", "session": "live"})).json()
-        await page.goto(f"{viewer.base}/s/{first['session']}")
-        await expect(page.locator(".rail-row")).to_have_count(1)
+        people = (page, other)
+        for each in people:
+            await each.goto(f"{viewer.base}/s/{first['session']}")
+            await expect(each.locator(".rail-row")).to_have_count(1)
         await api.post("/execute", {"code": code, "session": "live", "wait_s": 0})
-        await expect(page.locator(".panel h2")).to_have_text("Step 2")
-        await expect(page.locator(".lines li").nth(4)).to_be_visible()
-        await expect(page.locator("[data-live]")).to_be_visible()
+        for each in people:
+            await expect(each.locator(".panel h2")).to_have_text("Step 2")
+            await expect(each.locator(".lines li").nth(4)).to_be_visible()
+            await expect(each.locator("[data-live]")).to_be_visible()
+            await expect(each.locator("[data-variables]")).to_have_count(0)
         await page.click("text=Cancel run")
-        await expect(page.locator(".panel .pill").first).to_have_text("cancelled")
-        await expect(page.locator("[data-live]")).to_be_hidden()
+        for each in people:
+            await expect(each.locator(".panel .pill").first).to_have_text("cancelled")
+            await expect(each.locator("[data-live]")).to_be_hidden()
 
 
 async def test_a_gigabyte_of_output_is_cut_where_it_arises_and_the_page_says_so(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -161,22 +161,43 @@ class SessionListPages:
         )
 
     async def _arrange(self, rows: Sequence[SessionOverview]) -> list[SessionItem]:
-        """Return the sessions of a page, each below the one that it was forked from."""
+        """Return the sessions of a page, each below the one that it was forked from.
+
+        What was forked from each other stands where the first of it would: a failure is not hidden
+        below a session that has none.
+        """
         origins = sorted({each.row.origin for each in rows if each.row.origin})
         owners = await self._journal.read(lambda found: overviews.find_run_owners(found, origins))
-        known = {each.row.id for each in rows}
-        children: dict[str | None, list[SessionOverview]] = {}
+        known = {each.row.id: each for each in rows}
+        parents = {each.row.id: owners.get(each.row.origin or "") for each in rows}
+        children: dict[str, list[SessionOverview]] = {}
         for each in rows:
-            parent = owners.get(each.row.origin or "")
-            is_below = parent in known and parent != each.row.id
-            children.setdefault(parent if is_below else None, []).append(each)
-        items: list[SessionItem] = []
-        waiting = [(each, 0) for each in reversed(children.get(None, []))]
-        while waiting:
-            each, depth = waiting.pop()
-            code = first_code_line(each.code)
-            earlier = each.failed_count - (each.state == "failed")
-            items.append(SessionItem(each.row, each.state, earlier, code, depth))
-            below = reversed(children.pop(each.row.id, []))
-            waiting += [(child, depth + 1) for child in below]
-        return items
+            children.setdefault(parents[each.row.id] or "", []).append(each)
+        items: dict[str, SessionItem] = {}
+        for each in rows:
+            waiting = [(known[find_root(each.row.id, parents)], 0)]
+            while waiting:
+                shown, depth = waiting.pop()
+                if shown.row.id not in items:
+                    items[shown.row.id] = build_item(shown, depth)
+                    below = reversed(children.get(shown.row.id, []))
+                    waiting += [(child, depth + 1) for child in below]
+        return list(items.values())
+
+
+def find_root(session_id: str, parents: Mapping[str, str | None]) -> str:
+    """Return the session of a page that others, this one among them, were forked from."""
+    passed: set[str] = set()
+    parent: str | None = session_id
+    while parent is not None and parent in parents and parent not in passed:
+        session_id = parent
+        passed.add(session_id)
+        parent = parents[session_id]
+    return session_id
+
+
+def build_item(overview: SessionOverview, depth: int) -> SessionItem:
+    """Return a session as the list shows it."""
+    earlier = overview.failed_count - (overview.state == "failed")
+    code = first_code_line(overview.code)
+    return SessionItem(overview.row, overview.state, earlier, code, depth)
