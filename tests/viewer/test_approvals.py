@@ -80,6 +80,8 @@ async def test_a_text_that_is_replaced_is_compared_with_the_new_one(viewer: View
         await expect(card.locator(".diff-removed")).to_contain_text(["10.00", "Shipping: 4.90"])
         await expect(card.locator(".diff-added")).to_contain_text(["", "Shipping: 5.90"])
         await expect(card.locator(".diff-same").first).to_contain_text("# Prices")
+        names = card.locator(".tree .key")
+        await expect(names).to_have_text(["path", "new_text", "old_text"])
         await page.click("[data-answer=allow]")
         await expect(card).to_have_count(0)
     assert await finish(viewer, run) == "ok"
@@ -103,6 +105,26 @@ def test_texts_that_replace_others_are_found_by_their_names(
         for lines in find_replacements(arguments)
     ]
     assert found == [list(each) for each in changed]
+
+
+@pytest.mark.parametrize("scope", ["run", "session"])
+async def test_calls_are_allowed_for_the_run_or_the_session(viewer: Viewer, scope: str) -> None:
+    code = "from tools.counted import add\n[add(item=item).result > 0 for item in ('a', 'b')]"
+    body = {"code": code, "session": f"for the {scope}", "wait_s": 30}
+    async with viewer.api() as api, viewer.open("/approvals") as page:
+        run = (await api.post("/execute", body)).json()["run"]
+        await expect(page.locator("[data-card]")).to_have_count(1)
+        await page.keyboard.press("j")
+        await page.keyboard.press(scope[0])
+        await expect(page.locator(".toast")).to_have_text(f"Allowed for the {scope}.")
+        assert await finish(viewer, run) == "ok"
+        again = (await api.post("/execute", body)).json()
+        assert len(again["waiting_for"]) == (scope == "run")
+        await api.post(f"/runs/{again['run']}/cancel")
+        await page.goto(f"{viewer.base}/s/{again['session']}/{run}")
+        await page.click("#call-1 summary >> nth=0")
+        approval = page.locator("#call-1 .facts")
+        await expect(approval).to_contain_text(f"allow for the {scope} by ann")
 
 
 async def test_the_second_of_two_browsers_is_told(viewer: Viewer) -> None:

@@ -45,7 +45,7 @@ REPLACEMENTS = (  # names of arguments of which the second takes the place of th
     ("search", "replace"),
     ("find", "replace"),
 )
-
+COMPARED_NAMES = frozenset(name for names in REPLACEMENTS for name in names)
 
 CARD_LABELS = {  # what a card is, and what it asks
     "approval": ("Approval", "May this be called?"),
@@ -250,7 +250,9 @@ def build_card(
 def build_asked_call(target: str, args: Mapping[str, Any]) -> AskedCall:
     """Return a call as a card shows it."""
     server, _, tool = target.removeprefix("tools.").rpartition(".")
-    return AskedCall(server, tool, build_tree(dict(args)), tuple(find_replacements(args)))
+    shown = sorted(args, key=COMPARED_NAMES.__contains__)  # where before what
+    arguments = build_tree({name: args[name] for name in shown})
+    return AskedCall(server, tool, arguments, tuple(find_replacements(args)))
 
 
 def find_replacements(args: Mapping[str, Any]) -> list[tuple[DiffLine, ...]]:
