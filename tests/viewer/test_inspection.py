@@ -84,6 +84,41 @@ async def test_a_recorded_answer_is_changed(viewer: Viewer) -> None:
         await expect(page.locator(".try-result")).to_contain_text('"id": 7')
 
 
+async def test_tools_that_are_allowed_are_called_for_real(viewer: Viewer) -> None:
+    async with viewer.open(await open_step(viewer, 3)) as page:
+        await page.click("[data-try]")
+        code = await page.input_value("#try-code")
+        await page.fill("#try-code", code.replace("LIMIT 8", "LIMIT 2"))
+        await page.fill("#try-live", "nothing")
+        await page.click("text=Execute and compare")
+        await expect(page.locator("dialog [role=alert]")).to_contain_text("'nothing' is none of")
+        await page.fill("#try-live", "")
+        await page.click("text=Execute and compare")
+        recorded = page.locator(".difference", has_text="Error")
+        await expect(recorded).to_contain_text("LIMIT 2")  # is not in the recording
+        await page.fill("#try-live", "orders.query")
+        await page.click("text=Execute and compare")
+        calls = page.locator(".difference h4:has-text('query(') + .side-by-side")
+        await expect(calls).to_have_count(2)  # one more, and one less
+        await expect(calls.nth(1)).to_contain_text("not called")
+        value = page.locator(".difference h4:has-text('Value') + .side-by-side td.added")
+        assert (await value.inner_text()).count('"channel"') == 2
+
+
+async def test_a_step_that_cannot_be_replayed_says_why(viewer: Viewer) -> None:
+    async with viewer.api() as api:
+        body = {"code": "x = 1\nwhile True: pass", "session": "interrupted", "timeout_s": 0.5}
+        run = (await api.post("/execute", {**body, "wait_s": 30})).json()
+    async with viewer.open(f"/s/{run['session']}/{run['run']}") as page:
+        await page.fill("#probe-expression", "1")
+        await page.press("#probe-expression", "Enter")
+        state = page.locator("[data-probe-state]")
+        await expect(state).to_contain_text("cannot be interrupted at the same place")
+        await page.click("[data-try]")
+        await page.click("text=Execute and compare")
+        await expect(page.locator("dialog [role=alert]")).to_contain_text("was interrupted")
+
+
 async def test_a_fork_opens_and_files_are_downloaded(viewer: Viewer) -> None:
     address = await open_step(viewer, 3)
     async with viewer.open(address) as page:

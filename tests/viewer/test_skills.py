@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.async_api import expect
 
 from .conftest import Viewer
@@ -19,8 +21,11 @@ async def test_a_skill_is_read_compared_retired_and_promoted(viewer: Viewer) -> 
             run = await client.run(code, session="skills")
             saved = await client.client.call_tool("save_skill", {"run": run.run, "name": "double"})
             assert not saved.is_error, saved
+        await client.run("from skills.double import run\nrun(3)", session="skills")
     async with viewer.open("/skills") as page:
+        await expect(page.locator(".skill-list")).to_contain_text("1 use")
         await page.click(".session-name:has-text('double')")
+        await expect(page.locator(".facts")).to_contain_text(re.compile(r"Worked\s*1 of 1"))
         await expect(page.locator(".code")).to_contain_text("def run")
         await expect(page.locator(".diff-added").first).to_be_visible()
         await expect(page.locator("[aria-label=Cases]")).to_contain_text("37")
@@ -64,6 +69,8 @@ async def test_a_step_is_saved_as_a_skill_that_passes_its_test(viewer: Viewer) -
         await expect(page.locator(".panel-head .pill")).to_have_text("active")
         await expect(page.locator("main")).to_contain_text("Count the orders that have a <status>.")
         await expect(page.locator("[aria-label=Cases]")).to_contain_text("open")
+        await page.click("[aria-label=Cases] summary:has-text('tools.orders.query')")
+        await expect(page.locator("[aria-label=Cases]")).to_contain_text("SELECT count(*)")
         await page.goto(viewer.base + address)
         await page.click("[data-save-skill]")
         await expect(page.locator(".skill-preview .notice")).to_contain_text("order_count@1")

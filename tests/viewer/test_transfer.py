@@ -34,6 +34,7 @@ async def test_a_first_visit_loads_few_bytes_and_only_pages_are_not_compressed(
             compressed[path] = response.headers.get("content-encoding") == "gzip"
         await context.close()
     assert 10_000 < size < FIRST_VISIT_BYTES
+    assert all(request.url.startswith(f"{viewer.base}/") for request in loaded)
     pages = [path for path in compressed if not path.startswith("/static/")]
     assert [compressed[path] for path in pages if path.endswith("/steps")] == [True]
     assert not any(compressed[path] for path in pages if not path.endswith("/steps"))

@@ -99,6 +99,23 @@ def test_code_that_cannot_be_read_has_no_sources() -> None:
     assert trace("a = 1", "x" + "[0" * 5_000) == {}
 
 
+async def test_the_table_of_variables_has_their_sizes_and_what_the_step_changed(
+    viewer: Viewer,
+) -> None:
+    async with viewer.api() as api:
+        await api.execute("rows, gone, kept = [1], 2, 'abc'", session="sizes")
+        [*_, end] = await api.execute("rows.append(2)\ndel gone\nmade = {}", session="sizes")
+    async with viewer.open(f"/s/{end.data['session']}/{end.data['run']}") as page:
+        await page.click("[data-variables]")
+        table = page.locator(".variables")
+        await expect(table.locator("tr.variable-changed")).to_have_count(1)
+        cells = await table.locator("tr.variable-changed td").all_inner_texts()
+        assert cells == ["rows changed", "list", "2", "[1, 2]", "step 1, changed in this step"]
+        await expect(table.locator("tr.variable-added")).to_contain_text("made")
+        await expect(table.locator("tr", has_text="gone")).to_contain_text("deleted")
+        await expect(table.locator("tr.variable-unchanged")).to_contain_text("kept")
+
+
 async def test_the_table_of_variables_leads_to_the_step_that_set_one(viewer: Viewer) -> None:
     async with viewer.open(await open_step(viewer, 9)) as page:
         await page.click("[data-variables]")
