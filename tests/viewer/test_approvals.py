@@ -113,6 +113,9 @@ async def test_calls_are_allowed_for_the_run_or_the_session(viewer: Viewer, scop
     body = {"code": code, "session": f"for the {scope}", "wait_s": 30}
     async with viewer.api() as api, viewer.open("/approvals") as page:
         run = (await api.post("/execute", body)).json()["run"]
+        async with viewer.open(f"/s/for the {scope}") as other:
+            await expect(other.locator(".rail-time")).to_have_text("waiting")
+            await expect(other.locator("[data-live]")).to_be_visible()
         await expect(page.locator("[data-card]")).to_have_count(1)
         await page.keyboard.press("j")
         await page.keyboard.press(scope[0])

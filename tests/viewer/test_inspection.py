@@ -11,6 +11,7 @@ from playwright.async_api import expect
 from .conftest import Viewer
 
 READ_NOTEBOOK: Any = nbformat.reads  # without types
+IS_SCROLLED_ASIDE = "(element) => element.scrollWidth > element.clientWidth"
 LOOP_STEP = 9  # prints 1,200 rows; its line 2 is the head of the loop, its line 3 the body
 
 
@@ -74,8 +75,10 @@ async def test_a_change_is_tried_and_shown_beside_the_recording(viewer: Viewer) 
 
 async def test_a_recorded_answer_is_changed(viewer: Viewer) -> None:
     async with viewer.open(await open_step(viewer, 3)) as page:
+        await page.set_viewport_size({"width": 420, "height": 800})
         await page.click("[data-try]")
         await page.click(".try-calls summary")
+        assert not await page.locator("dialog").evaluate(IS_SCROLLED_ASIDE)
         await page.fill(".try-calls textarea", "{nothing}")
         await page.click("text=Execute and compare")
         await expect(page.locator("dialog [role=alert]")).to_contain_text("not valid JSON")

@@ -54,7 +54,10 @@ SELECT_SESSION_OVERVIEWS = f"""
     LIMIT ?3 OFFSET ?4"""  # noqa: S608 - made of constants
 CODE_START = f"""CASE WHEN json_valid(body)
     THEN substr(json_extract(body, '$.code'), 1, {MAX_CODE_CHARS}) END"""
-RUN_FIGURES = """runs.rowid, runs.id, parent_id, step, status, flags,
+RUN_FIGURES = """runs.rowid, runs.id, parent_id, step,
+    CASE WHEN status = 'running'
+        AND runs.id IN (SELECT run_id FROM questions WHERE answer_json IS NULL)
+        THEN 'waiting' ELSE status END, flags,
     (finished_at - started_at) * 1000, runs.session_id"""
 SELECT_OWN_FIGURES = f"""
     SELECT {RUN_FIGURES} FROM runs WHERE session_id = ? AND step > 0"""  # noqa: S608 - constants

@@ -17,6 +17,7 @@ from ..journal import overviews
 from ..journal.overviews import SessionOverview, SessionState
 from ..journal.rows import SessionRow
 from ..journal.session_search import (
+    EXCERPT_CHARS,
     MAX_SEARCH_S,
     SearchMatch,
     SearchResult,
@@ -106,7 +107,14 @@ class SessionListPages:
             result = await self._search(principal, text)
             found = [FoundSession(row, tuple(matches)) for row, matches in result.sessions]
             return await self._services.renderer.render_page(
-                context, "search.html", query=text, result=result, found=found, kinds=MATCH_NAMES
+                context,
+                "search.html",
+                query=text,
+                result=result,
+                found=found,
+                kinds=MATCH_NAMES,
+                excerpt_chars=EXCERPT_CHARS,
+                max_matches=MAX_SHOWN_MATCHES,
             )
         sessions = await self._load_page(request, principal)
         return await self._services.renderer.render_page(

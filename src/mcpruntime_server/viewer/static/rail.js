@@ -93,7 +93,7 @@ export class Rail {
 
   #buildRow(place) {
     const step = this.#list.steps[place];
-    const isAside = !step.is_current && step.status !== "running" && step.status !== "queued";
+    const isAside = !step.is_current && !step.is_live;
     const row = make(
       "a",
       { className: `rail-row${isAside ? " is-aside" : ""}`, tabIndex: -1 },
@@ -101,7 +101,7 @@ export class Rail {
       make("span", { className: "num rail-step" }, String(step.step)),
       make("span", { className: "visually-hidden" }, step.status),
       make("code"),
-      make("span", { className: "num rail-time" }, step.status === "running" ? "running" : formatDuration(step.duration_ms)),
+      make("span", { className: "num rail-time" }, step.is_live ? step.status : formatDuration(step.duration_ms)),
     );
     row.dataset.place = place;
     this.#describe(row, place);
@@ -132,7 +132,7 @@ export class Rail {
       const kind = line.isCurrent ? "lane is-current" : "lane";
       if (line.from !== null && line.from !== line.lane) {
         const from = at(line.from);
-        const path = `M${from} 0 C ${from} ${middle}, ${here} 0, ${here} ${middle}`;
+        const path = `M${from} 0 C ${from} ${middle * 0.7}, ${here} ${middle * 0.2}, ${here} ${middle}`;
         svg.append(draw("path", { d: path, class: kind }));
         if (!isLast) svg.append(draw("path", { d: `M${here} ${middle} V${ROW_PX}`, class: kind }));
       } else {

@@ -106,7 +106,7 @@ export class ScrubBar {
       const bar = room * Math.max(heat, MIN_HEIGHT);
       const x = place * slot + gap / 2;
       const span = Math.max(slot - gap, 0.75);
-      context.globalAlpha = step.is_current || isUnderWay(step) ? 1 : 0.4;
+      context.globalAlpha = step.is_current || step.is_live ? 1 : 0.4;
       context.fillStyle = colourOf(step, heat, colours);
       roundedBar(context, x, room - bar, span, bar);
       if (step.usd > 0) {
@@ -140,12 +140,10 @@ export class ScrubBar {
   }
 }
 
-const isUnderWay = (step) => step.status === "running" || step.status === "queued";
-
 function colourOf(step, heat, colours) {
   if (FAILED.has(step.status)) return colours.failed;
   if (step.status === "waiting") return colours.waiting;
-  if (isUnderWay(step)) return colours.running;
+  if (step.is_live) return colours.running;
   return colours.heat[Math.min(Math.floor(heat * heat * colours.heat.length), colours.heat.length - 1)];
 }
 

@@ -96,7 +96,7 @@ async function settle(place) {
 
 /** Load the step that probably comes next, so that it is there at once. */
 async function prefetch(place) {
-  if (place < 0 || place >= list.length || isLive(list.steps[place])) return;
+  if (place < 0 || place >= list.length || list.steps[place].is_live) return;
   const row = await rows.load(place).catch(() => null);
   if (!row || panels.has(row.run)) return;
   const loaded = await loadDocument(`${addressOf(row.run)}/panel`).catch(() => null);
@@ -198,11 +198,10 @@ async function loadSteps() {
   waiting = [];
   for (const action of asked) action();
   showTotals(steps);
-  find("[data-live]").hidden = !steps.some(isLive);
+  find("[data-live]").hidden = !steps.some((step) => step.is_live);
 }
 
 const hasFailed = (step) => ["error", "timeout", "crashed"].includes(step.status);
-const isLive = (step) => step.status === "running" || step.status === "queued";
 
 function showTotals(steps) {
   const time = steps.reduce((sum, step) => sum + (step.duration_ms ?? 0), 0);

@@ -19,6 +19,7 @@ export function readSteps(columns) {
       is_undone: undone.has(place),
       is_current: false, // it leads to the state that the session has now
       duration_ms: columns.durations[place],
+      is_live: columns.durations[place] === null, // it runs, or waits to run or for an answer
       usd: columns.usd[place] ?? 0,
     };
   });
