@@ -73,7 +73,8 @@ class ApiRoute:
 OPENAPI_PATH = "/openapi.json"
 OPENAPI_VERSION = "3.1.0"
 REF_TEMPLATE = "#/components/schemas/{model}"
-ANY_TYPE = "*/*"  # a file has the type that its name suggests
+# A file has the type that its name suggests; generators of clients know the first of these alone.
+FILE_TYPES = ("application/octet-stream", "*/*")
 SECURITY_SCHEME = "bearer"
 COMMON_ERRORS = (401, 429, 500)
 TITLE = "mcpruntime-server"
@@ -306,7 +307,7 @@ def describe_content(model: type | None) -> JsonObject:
         }
         return {EVENT_STREAM_TYPE: {"schema": item, "example": EVENT_EXAMPLE}}
     if model is bytes:
-        return {ANY_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+        return {each: {"schema": {"type": "string", "format": "binary"}} for each in FILE_TYPES}
     if model is not None and issubclass(model, BaseModel):
         return {JSON_TYPE: {"schema": refer_to_schema(model)}}
     return {}
