@@ -21,12 +21,11 @@ class Rate:
     def __init__(self, per_minute: int) -> None:
         self._limiter = None
         if per_minute:
-            from throttled import MemoryStore, Throttled, per_min  # which stdio does not need
+            from throttled import MemoryStore, RateLimiterRegistry, per_min  # not for stdio
 
-            self._limiter = Throttled(
-                using=ALGORITHM,
-                quota=per_min(per_minute, burst=per_minute),
-                store=MemoryStore(options={"MAX_SIZE": MAX_COUNTS}),
+            self._limiter = RateLimiterRegistry.get(ALGORITHM)(
+                per_min(per_minute, burst=per_minute),
+                MemoryStore(options={"MAX_SIZE": MAX_COUNTS}),
             )
 
     def count(self, key: str, times: int = 1) -> float:

@@ -53,7 +53,9 @@ class ConnectionCursors:
         """Return the cursor of the connection that a request came through."""
         connection = find_connection_id(ctx)
         key = ("client", find_client_name(ctx)) if connection is None else ("", connection)
-        cursor = self._cursors.setdefault(key, DeliveryCursor())
+        cursor = self._cursors.get(key)
+        if cursor is None:
+            cursor = self._cursors[key] = DeliveryCursor()
         self._cursors.move_to_end(key)
         if len(self._cursors) > MAX_CONNECTIONS:
             self._cursors.popitem(last=False)

@@ -46,7 +46,7 @@ from .knowledge import KnowledgeResources, build_grounded_prompt, knowledge_inst
 from .replay_tool import REPLAY_DESCRIPTION as REPLAY
 from .replay_tool import ReplayAction, ReplayToolHandler
 from .resources import ResourceSource, SkillResources, SkillsExtension
-from .result_format import RunResult, error_result, fit_event, keep_media_visible
+from .result_format import RunResult, error_result, fit_event, has_media, keep_media_visible
 from .run_progress import watch_run
 from .run_tool import RunToolHandler
 from .session_resolver import SessionResolver
@@ -387,7 +387,7 @@ class RuntimeMcpServer(MCPServer[Any]):
                     f"[invalid_request] {' '.join(problems)} {list_parameters(tool)}"
                 ) from exc
             raise
-        if isinstance(result, CallToolResult) and context is not None:
+        if isinstance(result, CallToolResult) and has_media(result) and context is not None:
             visible = keep_media_visible(result, find_client_name(context))
             return visible if find_http_request(context) is None else fit_event(visible)
         return result

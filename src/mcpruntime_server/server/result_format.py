@@ -127,13 +127,17 @@ def run_call_result(result: RunResult, code: str = "") -> CallToolResult:
     return call_result
 
 
+def has_media(result: CallToolResult) -> bool:
+    """Return whether a result has images or sounds."""
+    return any(isinstance(each, ImageContent | AudioContent) for each in result.content)
+
+
 def keep_media_visible(result: CallToolResult, client_name: str) -> CallToolResult:
-    """Return a result in a form in which the model of this client sees its images and sounds.
+    """Return a result with media in a form in which the model of this client sees them.
 
     Where there is data, some clients show their model nothing else.
     """
-    has_media = any(isinstance(each, ImageContent | AudioContent) for each in result.content)
-    if has_media and client_name.startswith(DATA_ONLY_CLIENTS):
+    if client_name.startswith(DATA_ONLY_CLIENTS):
         return result.model_copy(update={"structured_content": None})
     return result
 

@@ -264,12 +264,14 @@ class RunToolHandler:
         rounds: int = 0,
     ) -> ToolResponse:
         """Wait for a run and return its report so far; the request that started it `is_owner`."""
-        with register_watcher(run, ctx, self.find_cursor(ctx), is_owner=is_owner):
-            return await self._wait_and_ask(ctx, session, run, wait_s, rounds=rounds)
+        cursor = self.find_cursor(ctx)
+        with register_watcher(run, ctx, cursor, is_owner=is_owner):
+            return await self._wait_and_ask(ctx, cursor, session, run, wait_s, rounds=rounds)
 
     async def _wait_and_ask(
         self,
         ctx: Context[Any],
+        cursor: DeliveryCursor,
         session: Session,
         run: Run,
         wait_s: float | None,
@@ -277,7 +279,7 @@ class RunToolHandler:
         rounds: int,
     ) -> ToolResponse:
         """Wait for a run, put its questions to the client, and return its report so far."""
-        settings, cursor = self._config.server, self.find_cursor(ctx)
+        settings = self._config.server
         usual_s = settings.wait_progress_s if wants_progress(ctx) else settings.wait_s
         until = anyio.current_time() + (usual_s if wait_s is None else wait_s)
         while True:

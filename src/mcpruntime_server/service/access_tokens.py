@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from anyio import to_thread
+
 from ..capabilities.row_file import FileVersion, RowFile
 from ..config.scopes import DEFAULT_SCOPES, SCOPES, Scope, order_scopes
 from ..errors import InvalidRequest, NotFound, Unavailable
@@ -48,13 +50,11 @@ class AccessToken:
 class SingleToken:
     """One token with all scopes, in memory only: for a server that one person looks at."""
 
-    is_current = True
-
     def __init__(self, principal: str, text: str) -> None:
         self.text = text
         self._token = AccessToken("", principal, digest_token(text), time.time(), None, SCOPES)
 
-    def find_token(self, text: str) -> AccessToken | None:
+    async def find_token(self, text: str) -> AccessToken | None:
         """Return the token if it is this one."""
         return self._token if hmac.compare_digest(digest_token(text), self._token.digest) else None
 
@@ -110,9 +110,10 @@ class TokenStore:
                 )
             return tokens.pop(token_id)
 
-    def find_token(self, text: str) -> AccessToken | None:
+    async def find_token(self, text: str) -> AccessToken | None:
         """Return what is kept of a token that is valid now; raises `Unavailable`."""
-        self._refresh()
+        if not self._is_current():  # in a flood of requests, threads would take most of the time
+            await to_thread.run_sync(self._refresh)
         prefix, _, rest = text[:MAX_TOKEN_CHARS].partition("_")
         known = self._tokens.get(rest.partition("_")[0])
         is_same = hmac.compare_digest(
@@ -124,9 +125,8 @@ class TokenStore:
             return None
         return known
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the file is the one that was read last: then a token is found in microseconds."""
+    def _is_current(self) -> bool:
+        """Return whether the file is the one that was read last."""
         try:
             return self._file.read_version() == self._version
         except OSError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -328,7 +329,7 @@ def end_with_client(handler: Handler) -> Handler:
     """Return a handler that is cancelled when its client leaves: nobody else gets its answer."""
 
     async def handle(request: Request) -> Response:
-        with cancel_when_closed(request.scope):
+        with anyio.CancelScope() as work, cancel_when_closed(request.scope, work):
             return await handler(request)
         return Response(status_code=CLIENT_LEFT_STATUS)
 

@@ -66,12 +66,7 @@ Endpoint = ASGIApp | Callable[[Request], Awaitable[Response]]
 class TokenSource(Protocol):
     """What knows the access tokens of a server."""
 
-    @property
-    def is_current(self) -> bool:
-        """Whether a token is found without reading a file."""
-        ...
-
-    def find_token(self, text: str) -> AccessToken | None:
+    async def find_token(self, text: str) -> AccessToken | None:
         """Return what is kept of a token that is valid now; raises `Unavailable`."""
         ...
 
@@ -84,6 +79,11 @@ def find_caller(scope: RequestScope) -> Caller:
 def find_principal(scope: RequestScope) -> str:
     """Return the principal that sends a request; without authentication it is the local user."""
     return find_caller(scope).principal
+
+
+def find_response(scope: RequestScope) -> GuardedResponse:
+    """Return what is known of the response to a request that `Authentication.protect` lets pass."""
+    return cast("GuardedResponse", scope[RESPONSE_KEY])
 
 
 class Authentication:
@@ -156,10 +156,7 @@ class Authentication:
     async def _find_caller(self, tokens: TokenSource, token: str) -> Caller:
         if self._issuer_tokens is not None and not token.startswith(f"{TOKEN_PREFIX}_"):
             return await self._issuer_tokens.find_caller(token)
-        if tokens.is_current:  # in a flood of requests, threads take most of the time
-            found = tokens.find_token(token)
-        else:
-            found = await anyio.to_thread.run_sync(tokens.find_token, token)
+        found = await tokens.find_token(token)
         if found is None:
             raise InvalidToken("The access token is not valid here.")
         return Caller(found.principal, frozenset(found.scopes), found.expires_at)
@@ -201,9 +198,7 @@ class Authentication:
         if self._tokens is None or not token.startswith(f"{TOKEN_PREFIX}_"):
             return True
         try:
-            if self._tokens.is_current:
-                return self._tokens.find_token(token) is not None
-            return await anyio.to_thread.run_sync(self._tokens.find_token, token) is not None
+            return await self._tokens.find_token(token) is not None
         except Unavailable as exc:
             logger.error("%s", exc)
             return True
@@ -344,13 +339,16 @@ def write_caller(caller: Caller, scope: RequestScope) -> None:
     """
     scope["headers"] = [each for each in scope["headers"] if each[0] != AUTHORIZATION]
     scope[CALLER_KEY] = caller
-    scope["auth"] = AuthCredentials(order_scopes(caller.scopes))
-    scope["user"] = build_user(caller.principal, order_scopes(caller.scopes))
+    scope["auth"], scope["user"] = build_identity(caller.principal, caller.scopes)
 
 
 @lru_cache(MAX_KNOWN_TOKENS)
-def build_user(principal: str, scopes: tuple[Scope, ...]) -> AuthenticatedUser:
-    """Return a user as the MCP SDK has it, without a token."""
-    return AuthenticatedUser(
-        SdkAccessToken(token="", client_id=principal, scopes=list(scopes), subject=principal)
+def build_identity(
+    principal: str, scopes: frozenset[Scope]
+) -> tuple[AuthCredentials, AuthenticatedUser]:
+    """Return scopes and user as Starlette and the MCP SDK have them, without a token."""
+    names = order_scopes(scopes)
+    user = AuthenticatedUser(
+        SdkAccessToken(token="", client_id=principal, scopes=list(names), subject=principal)
     )
+    return AuthCredentials(names), user

@@ -84,7 +84,7 @@ class EventStreamResponse(Response):
             async with anyio.create_task_group() as tasks:
                 tasks.cancel_scope.deadline = anyio.current_time() + MAX_STREAM_S
                 tasks.start_soon(cancel_when_set, self._is_stopping, tasks.cancel_scope)
-                with cancel_when_closed(scope):
+                with cancel_when_closed(scope, tasks.cancel_scope):
                     await self._send_events(send, streams)
                 tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})

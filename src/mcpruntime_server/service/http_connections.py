@@ -203,15 +203,14 @@ async def abort_connection(scope: Scope, receive: Receive) -> None:
 
 
 @contextmanager
-def cancel_when_closed(scope: Scope) -> Iterator[None]:
-    """Cancel what is inside if the client of a request closes its connection meanwhile."""
+def cancel_when_closed(scope: Scope, cancel_scope: anyio.CancelScope) -> Iterator[None]:
+    """Cancel `cancel_scope` if the client of a request closes its connection meanwhile."""
     to_cancel: set[anyio.CancelScope] = scope["state"][CANCEL_KEY]
-    with anyio.CancelScope() as cancel_scope:
-        to_cancel.add(cancel_scope)
-        try:
-            yield
-        finally:
-            to_cancel.discard(cancel_scope)
+    to_cancel.add(cancel_scope)
+    try:
+        yield
+    finally:
+        to_cancel.discard(cancel_scope)
 
 
 def close_longest_waiting(connections: Iterable[Any]) -> None:

@@ -27,7 +27,7 @@ from ..errors import InvalidRequest
 from ..server.connections import ConnectionCursors
 from ..server.delivery import FindCursor
 from ..server.permissions import MCP_SCOPES, required_scopes
-from .authentication import check_scopes, find_caller
+from .authentication import check_scopes, find_caller, find_response
 from .deferred_streams import DeferredStreams, asks_for_answer_only
 from .http_connections import cancel_when_closed
 from .mcp_connections import LONG_TEXTS_KEY, ConnectionManager
@@ -155,7 +155,8 @@ class McpEndpoint:
         send: Send,
     ) -> None:
         """Handle a request for which only an answer is sent; it ends when its client leaves."""
-        with cancel_when_closed(scope), self._deferred.defer(send) as response:
+        work = find_response(scope).cancel_scope
+        with cancel_when_closed(scope, work), self._deferred.defer(send) as response:
             await manager.handle_request(scope, receive, response.send)
 
     async def ping_clients(self) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from ..config import HttpSettings
 from ..errors import RateLimited
 from ..runtime.rates import Rate
-from .request_checks import MAX_BODY_BYTES
+from .request_checks import MAX_BODY_BYTES, declared_bytes
 
 COUNTED_BYTES = 64 * 1024  # of a body, for which a request counts once more
 IPV6_PREFIX_BITS = 64  # what one subscriber has
@@ -42,8 +41,12 @@ class RateLimits:
         self._failures.count(address)
 
     def count_request(self, principal: str, scope: Scope) -> None:
-        """Count a request, a long one as several; raises `RateLimited` if there are too many."""
-        if wait_s := self._requests.count(principal, 1 + declared_bytes(scope) // COUNTED_BYTES):
+        """Count a request, raising `RateLimited` if there are too many.
+
+        A long one counts as several: reading it takes all others' time.
+        """
+        body_bytes = min(declared_bytes(scope), MAX_BODY_BYTES)
+        if wait_s := self._requests.count(principal, 1 + body_bytes // COUNTED_BYTES):
             raise RateLimited(
                 "Too many requests in a minute.",
                 remedy="Send fewer, or raise `requests_per_minute` under [http].",
@@ -65,15 +68,6 @@ class RateLimits:
             self._concurrent[principal] -= 1
             if not self._concurrent[principal]:
                 del self._concurrent[principal]
-
-
-def declared_bytes(scope: Scope) -> int:
-    """Return how long the body of a request may be: reading it takes all others' time."""
-    headers = Headers(scope=scope)
-    if "transfer-encoding" in headers:
-        return MAX_BODY_BYTES
-    declared = headers.get("content-length", "")
-    return min(int(declared[:20]), MAX_BODY_BYTES) if declared.isdecimal() else 0
 
 
 def client_address(scope: Scope) -> str:

@@ -10,6 +10,7 @@ from itertools import chain
 from urllib.parse import urlsplit
 
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -60,7 +61,10 @@ class RequestChecks:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        await self._app(scope, BoundedBody(receive, request).receive, send)
+        size = declared_bytes(scope)
+        if size > MAX_BODY_VALUES:  # a shorter body has no more values than bytes
+            receive = BoundedBody(receive, size).receive
+        await self._app(scope, receive, send)
 
 
 def has_usual_headers(scope: Scope) -> bool:
@@ -71,14 +75,21 @@ def has_usual_headers(scope: Scope) -> bool:
     return len(headers) <= MAX_HEADERS and size <= MAX_HEADER_BYTES
 
 
+def declared_bytes(scope: Scope) -> int:
+    """Return how long the body of a request may be, which may be more than is received."""
+    headers = Headers(scope=scope)
+    if "transfer-encoding" in headers:
+        return MAX_BODY_BYTES
+    declared = headers.get("content-length", "")
+    return int(declared[:20]) if declared.isdecimal() else 0
+
+
 class BoundedBody:
     """The body of a request, which ends in an error when it is too large or has too many values."""
 
-    def __init__(self, receive: Receive, request: Request) -> None:
+    def __init__(self, receive: Receive, declared_bytes: int) -> None:
         self._receive = receive
-        declared = request.headers.get("content-length", "")
-        is_too_large = declared.isdecimal() and int(declared[:20]) > MAX_BODY_BYTES
-        self._problem = TOO_LARGE if is_too_large else ""
+        self._problem = TOO_LARGE if declared_bytes > MAX_BODY_BYTES else ""
         self._received = 0
         self._values = ValueCounter()
 

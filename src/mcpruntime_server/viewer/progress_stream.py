@@ -57,7 +57,7 @@ class ProgressResponse(Response):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(cancel_when_set, self._is_stopping, tasks.cancel_scope)
             tasks.start_soon(self._do_work, writer)
-            with cancel_when_closed(scope):
+            with cancel_when_closed(scope, tasks.cancel_scope):
                 await send_parts(reader, send)
             tasks.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
