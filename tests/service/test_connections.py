@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -12,11 +13,11 @@ from anyio.abc import SocketStream
 
 from mcpruntime_server.service import http_connections
 from mcpruntime_server.service.http_connections import MAX_CONNECTIONS
-from mcpruntime_server.service.request_checks import MAX_HEADER_BYTES
+from mcpruntime_server.service.request_checks import MAX_BODY_VALUES, MAX_HEADER_BYTES
 
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import TEST_TIMEOUT_S, write_local_settings
-from .test_http import post
+from .test_http import ACCEPT, post
 
 IDLE_CONNECTIONS = 1_000
 HEAD = b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -165,6 +166,23 @@ async def test_a_body_that_is_too_large_is_refused_while_it_comes(
             except httpx2.TransportError:  # the server has hung up, because the client never reads
                 pass
         assert (await post(http, service.url)).status_code == 200
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_body_with_too_many_values_is_refused(
+    service: HttpService, ann: str, is_chunked: bool
+) -> None:
+    async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+        yield body[:9]
+        yield body[9:]
+
+    headers = {"Content-Type": "application/json", "Accept": ACCEPT}
+    async with service.http(ann) as http:
+        for count, status in ((MAX_BODY_VALUES - 10, 400), (MAX_BODY_VALUES, 413)):
+            body = json.dumps({"x": [0] * count}).encode()
+            content = in_chunks(body) if is_chunked else body
+            response = await http.post(service.url, content=content, headers=headers)
+            assert response.status_code == status, response.text
 
 
 async def test_blanks_around_the_value_of_a_header_do_not_belong_to_it(
