@@ -326,7 +326,7 @@ class Environment:
         """Keep what a rebuilt step has left, and journal files of it that a crash had lost."""
         assert recording.finish is not None, "only what has ended is rebuilt"
         start = recording.start
-        run.services.result_files.save_long_results(
+        await run.services.result_files.save_long_results(
             self.link, start.run_id, rebuilt.output, recording.finish.value
         )
         if rebuilt.differences:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+from anyio.lowlevel import checkpoint
+
 from ..journal.events import RunValue
 from ..sandbox.link import SandboxLink
 from .run_report import display_value
@@ -32,7 +34,7 @@ class ResultFiles:
         self._link: SandboxLink | None = None
         self._files: deque[tuple[str, int]] = deque()  # path and size, oldest first
 
-    def save_long_results(
+    async def save_long_results(
         self,
         link: SandboxLink,
         run_id: str,
@@ -53,17 +55,18 @@ class ResultFiles:
         saved = {}
         for name, text in long.items():
             data = text.encode("utf-8", "backslashreplace")
+            await checkpoint()
             if len(data) <= self._max_bytes:
-                saved[name] = self._write_file(link, f"{run_id}.{name}", data)
+                saved[name] = await self._write_file(link, f"{run_id}.{name}", data)
         return saved
 
-    def _write_file(self, link: SandboxLink, name: str, data: bytes) -> str:
+    async def _write_file(self, link: SandboxLink, name: str, data: bytes) -> str:
         if link is not self._link:
             self._link = link
             self._files.clear()
         while self._files and len(data) + sum(size for _, size in self._files) > self._max_bytes:
             link.write_file(self._files.popleft()[0], OWNER_MODE, b"")
         path = f"{HIDDEN_FOLDER}/{name}"
-        link.write_file(path, OWNER_MODE, data)
         self._files.append((path, len(data)))
+        await link.write_large_file(path, OWNER_MODE, data)
         return path

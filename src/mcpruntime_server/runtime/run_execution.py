@@ -142,6 +142,11 @@ class RunExecution:
             run.ending.inspection_result = validate_inspection_result(done.inspection)
             await run.calls.ledger.format_last()
             self._apply_done(done, value, stopped, sandbox)
+            with suppress(JournalFailed):  # the end of the run fails as well, and says so
+                run.output.close()
+            run.report.result_files = await run.services.result_files.save_long_results(
+                link, run.id, run.output.read_from({}), run.report.value
+            )
         except SandboxFailed as exc:
             run.ending.undo()
             run.report.apply_failure(exc, status="cancelled" if run.is_cancelled else "crashed")
@@ -241,11 +246,6 @@ class RunExecution:
         except (JournalFailed, ValueError) as exc:
             report.notes.append(f"The end of this run could not be journaled: {exc}")
         report.stdout, report.stderr = output.stream_text("stdout"), output.stream_text("stderr")
-        if run.control.link is not None:
-            texts = {"stdout": report.stdout, "stderr": report.stderr}
-            report.result_files = run.services.result_files.save_long_results(
-                run.control.link, run.id, texts, report.value
-            )
         if run.is_undone or not run.listener.has_changed_files:
             run.file_storage.settle()
         run.control.detach_link()

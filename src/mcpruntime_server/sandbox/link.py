@@ -10,7 +10,7 @@ does not allow (`protocol.link_states`), close the link and do no harm to the ho
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from ..errors import SandboxFailed
 from ..protocol import wire
@@ -72,6 +73,13 @@ class _Promotion:
     run_number: int
     finished: anyio.Event = field(default_factory=anyio.Event)
     result: wire.Promoted | None = None
+
+
+def _iter_file_messages(path: str, mode: int, data: bytes) -> Iterator[wire.WriteFile]:
+    for offset in range(0, max(len(data), 1), wire.CHUNK_BYTES):
+        chunk = data[offset : offset + wire.CHUNK_BYTES]
+        is_last = offset + len(chunk) >= len(data)
+        yield wire.WriteFile(path, mode, offset, is_last, chunk)
 
 
 class SandboxLink:
@@ -318,10 +326,14 @@ class SandboxLink:
 
     def write_file(self, path: str, mode: int, data: bytes) -> None:
         """Write a workspace file, before the next run."""
-        for offset in range(0, max(len(data), 1), wire.CHUNK_BYTES):
-            chunk = data[offset : offset + wire.CHUNK_BYTES]
-            is_last = offset + len(chunk) >= len(data)
-            self._send(wire.WriteFile(path, mode, offset, is_last, chunk))
+        for message in _iter_file_messages(path, mode, data):
+            self._send(message)
+
+    async def write_large_file(self, path: str, mode: int, data: bytes) -> None:
+        """Do the same, while others have their turn."""
+        for message in _iter_file_messages(path, mode, data):
+            self._send(message)
+            await checkpoint()
 
     async def wait_for_files(self) -> None:
         """Wait until the files of the last run have arrived, or the sandbox is gone."""
