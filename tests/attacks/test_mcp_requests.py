@@ -16,6 +16,7 @@ from ..helpers.server_connection import ServerConnection, write_settings
 from .bystander import observe
 
 BODY_CHARS = 3_900_000  # a little less than what is refused unread
+NAME_CHARS = 15_000  # a client repeats names in headers
 ROUNDS = 6
 SESSION = "mallory"
 USERS = count()
@@ -38,21 +39,21 @@ def call(tool: str, /, **arguments: Any) -> Attack:
 async def get_prompts(attacker: ServerConnection) -> None:
     """Ask for prompts with long arguments, and for one that is not there."""
     for prompt in (await attacker.client.list_prompts()).prompts:
-        names = [each.name for each in prompt.arguments or ()]
-        for _ in range(ROUNDS):
-            with suppress(MCPError):
-                await attacker.client.get_prompt(prompt.name, dict.fromkeys(names, QUOTES))
-    for _ in range(ROUNDS):
-        with suppress(MCPError):
-            await attacker.client.get_prompt(QUOTES)
+        for argument in prompt.arguments or ():
+            for _ in range(ROUNDS):
+                with suppress(MCPError):
+                    await attacker.client.get_prompt(prompt.name, {argument.name: QUOTES})
+    with suppress(MCPError):
+        await attacker.client.get_prompt("x" * NAME_CHARS)
 
 
 async def read_resources(attacker: ServerConnection) -> None:
     """Read addresses that are long, or have many parts."""
     for scheme in ("skill://", "workspace://", "knowledge://", ""):
-        for rest in ("x" * BODY_CHARS, "../" * 600_000, "%25" * 600_000, "a/" * 900_000):
-            with suppress(MCPError, ValueError):
-                await attacker.client.read_resource(scheme + rest)
+        for part in ("x", "../", "%25", "a/", "{a}", "?a=b&"):
+            for _ in range(ROUNDS):
+                with suppress(MCPError, ValueError):
+                    await attacker.client.read_resource(scheme + part * (NAME_CHARS // len(part)))
 
 
 async def match_patterns(attacker: ServerConnection) -> None:
@@ -74,7 +75,7 @@ async def answer_often(attacker: ServerConnection) -> None:
     while asked.status == "waiting":
         answers = {each["id"]: "x" * BODY_CHARS for each in asked.waiting_for}
         asked = await attacker.run_request(asked.run, answers=answers)
-    assert asked.value == BODY_CHARS, asked.text[:500]
+    assert asked.status in ("ok", "error"), asked.text[:500]  # which is how much it may record
 
 
 async def run_long_code(attacker: ServerConnection) -> None:

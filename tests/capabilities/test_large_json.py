@@ -50,6 +50,15 @@ async def test_only_texts_in_some_parameters_are_taken_out(reader: LargeJson) ->
         assert (json.loads(whole.rest), whole.texts) == (other, [])
 
 
+async def test_a_request_has_no_long_names_and_no_other_long_texts(reader: LargeJson) -> None:
+    long = "x" * 70_000
+    params: Any
+    for params in ({"arguments": {long: 1}}, {"_meta": {"a": long}}, {"arguments": [{long: []}]}):
+        text = json.dumps({"params": params}).encode()
+        assert (await reader.split(text, ("arguments",))).rest == b""
+        assert await reader.decode(text) == {"params": params}
+
+
 @pytest.mark.parametrize("text", [b"", b"[" * 300_000, b'{"a":', b"9" * 100_000, b"\xff", b'"'])
 async def test_what_is_not_json_is_refused(reader: LargeJson, text: bytes) -> None:
     assert (await reader.split(text)).rest == b""

@@ -10,6 +10,7 @@ from ..protocol.wire import escape_surrogates
 from .framed_worker import serve_requests
 
 MIN_LONG_CHARS = 1_000  # of a text that is taken out
+MAX_LEFT_CHARS = 64 * 1024  # of another, and of a name: parsing it takes its reader a millisecond
 
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -18,12 +19,15 @@ def split_json(request: Mapping[str, Any], body: bytes) -> tuple[Any, bytes]:
     """Return JSON whose long texts are empty, where these belong, and these, one after the other.
 
     Of an object with `params`, only the texts in the members `within` of these are taken out, if
-    that is not empty. The head says only `invalid` for what is not JSON.
+    that is not empty; then no name and no other text may be long. The head says only `invalid` for
+    what is not JSON, or not allowed.
     """
     try:
         data = {"": json.loads(body)}
         roots = find_roots(data, request["within"])
         found = [(path, escape_surrogates(text)) for root in roots for path, text in take_out(root)]
+        if request["within"]:
+            check_left(data)
         rest = encode(data[""]).encode("ascii")
     except (ValueError, RecursionError):
         return {"invalid": True}, b""
@@ -59,6 +63,20 @@ def take_out(root: tuple[list[Any], Any]) -> Iterator[tuple[list[Any], str]]:
             stack.append(iter_members(item))
         elif isinstance(item, str) and len(item) >= MIN_LONG_CHARS:
             yield [*path, name], item
+
+
+def check_left(data: Any) -> None:
+    """Raise `ValueError` if a name is long, or a text that was not taken out."""
+    waiting = [data]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str) and len(item) > MAX_LEFT_CHARS:
+            raise ValueError("a name or a text is too long")
+        if isinstance(item, dict):
+            waiting += item
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
 
 
 def iter_members(container: Any) -> Iterator[tuple[Any, Any]]:

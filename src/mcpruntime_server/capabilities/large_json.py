@@ -57,7 +57,8 @@ class LargeJson:
     async def split(self, data: Data, within: Sequence[str] = ()) -> SplitJson:
         """Return JSON and its long texts apart; b"" stands for what is not JSON.
 
-        With `within`, only texts in these members of its `params` are taken out.
+        With `within`, only texts in these members of its `params` are taken out, and others that
+        are very long are not allowed.
         """
         request = {"within": list(within)}
         try:

@@ -23,6 +23,7 @@ import anyio
 
 from ..errors import JournalFailed, McpRuntimeError
 from ..journal.events import RunFinished
+from ..journal.large_values import encode_if_large
 from ..journal.principals import LOCAL_PRINCIPAL
 from ..journal.recording import Recording
 from ..journal.rows import UNDONE_FLAG
@@ -277,7 +278,7 @@ class Run:
         self.lifecycle.apply(LifecycleEvent.STOP_REQUESTED)
         self.report.status = "cancelled"
         self.ending.undo()
-        self.journal.journal_queued()
+        self.journal.journal_queued(self.spec.code)
         self.journal.journal_end(RunFinished("cancelled", flags=[UNDONE_FLAG]))
         self.file_storage.settle()
         self.end()
@@ -317,8 +318,9 @@ class Run:
 
     async def announce(self) -> None:
         """Make it survive the death of the server before it has started; raises `JournalFailed`."""
+        code = await encode_if_large(self.spec.code)
         if not self.journal.has_started and self.spec.recording is None:
-            self.journal.journal_queued()
+            self.journal.journal_queued(code)
         await self.journal.flush()
 
     async def flush_start(self) -> None:

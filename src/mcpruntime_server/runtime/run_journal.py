@@ -83,8 +83,11 @@ class RunJournal:
             self._on_limit(exc)
             raise
 
-    def journal_queued(self) -> None:
-        """Record that the run exists, so that it survives the server though it has not started."""
+    def journal_queued(self, code: Any) -> None:
+        """Record that the run exists, so that it survives the server though it has not started.
+
+        `code` may be encoded.
+        """
         if self._is_announced:
             return
         self._is_announced = True
@@ -93,7 +96,7 @@ class RunJournal:
         self.append_event(
             RunQueued(
                 self._run_id,
-                spec.code,
+                code,
                 spec.timeout_s,
                 spec.idempotency_key,
                 spec.is_dry_run,

@@ -21,6 +21,7 @@ from .token_estimates import estimate_tokens
 
 MAX_LIST_TOKENS = 750  # of all tools: names, descriptions and input schemas
 MAX_JSON_TEXT_CHARS = 256 * 1024  # of a list or an object that a client sends as text
+MAX_QUOTED_CHARS = 100  # of one that is longer
 SIGNATURES_MARGIN = 1.2  # unusual names have more tokens than estimated
 BOUND_KEYWORDS = ("minimum", "maximum", "exclusiveMinimum", "additionalProperties")
 OMITTED_KEYWORDS = ("title", "default", "anyOf", *BOUND_KEYWORDS)
@@ -39,10 +40,11 @@ class ToolArguments(FuncMetadata):
         texts = {
             name: data[name]
             for name, parameter in self.arg_model.model_fields.items()
-            if isinstance(data.get(name), str)
-            and len(data[name]) <= MAX_JSON_TEXT_CHARS
-            and not accepts_text(parameter.annotation)
+            if isinstance(data.get(name), str) and not accepts_text(parameter.annotation)
         }
+        for name, text in texts.items():
+            if len(text) > MAX_JSON_TEXT_CHARS:  # an error quotes it, and looks at all of it
+                texts[name] = text[:MAX_QUOTED_CHARS]
         return {**data, **super().pre_parse_json(texts)}
 
 
