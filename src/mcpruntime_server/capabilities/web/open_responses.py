@@ -1,12 +1,14 @@
 """Responses that code has read in part: the rest waits here until code asks for it.
 
 Rule: each is closed when it is read to its end, when it fails, or when nobody has asked for a piece
-of it for a minute. A session and the server have so many at most.
+of it for a minute. A session has so many at most. When the server has too many, the session with
+most of them loses the one that it has not read for longest, so that nobody keeps others out.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -77,7 +79,7 @@ class OpenResponses:
     def check_room(self, session_id: str) -> None:
         """Raise `CallFailed` if there are too many unfinished responses."""
         own = sum(each.session_id == session_id for each in self._by_id.values())
-        if own >= MAX_OPEN_PER_SESSION or len(self._by_id) >= MAX_OPEN:
+        if own >= MAX_OPEN_PER_SESSION:
             raise CallFailed(
                 "rate_limited",
                 f"{own} answers to web requests of this session are not read to their end.",
@@ -86,9 +88,21 @@ class OpenResponses:
 
     def add(self, response: OpenResponse) -> str:
         """Keep an unfinished response; return its id."""
+        if len(self._by_id) >= MAX_OPEN:
+            self._make_room()
         response_id = f"r{next(self._numbers)}"
         self._by_id[response_id] = response
         return response_id
+
+    def _make_room(self) -> None:
+        counts = Counter(each.session_id for each in self._by_id.values())
+        idle = [
+            (-counts[each.session_id], each.used_at, name)
+            for name, each in self._by_id.items()
+            if not each.is_in_use
+        ]
+        if idle:
+            self._by_id.pop(min(idle)[-1]).answer.close()
 
     async def read_piece(self, response_id: str, piece: int, session_id: str) -> tuple[bytes, bool]:
         """Return the next piece of a body, and whether it is the last one; raises `CallFailed`."""
