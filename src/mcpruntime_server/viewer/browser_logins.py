@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 LOGIN_IDLE_S = 12 * 3600.0
 MAX_LOGINS = 10_000
+MAX_LOGINS_OF_TOKEN = 100
 CODE_LIFETIME_S = 600.0
 SECRET_BYTES = 32
 
@@ -38,6 +39,9 @@ class BrowserLogins:
         """Return the value of the cookie of a browser that has shown a valid token."""
         cookie = secrets.token_urlsafe(SECRET_BYTES)
         csrf_token = secrets.token_urlsafe(SECRET_BYTES)
+        own = [name for name, login in self._logins.items() if login.token == token]
+        if len(own) >= MAX_LOGINS_OF_TOKEN:  # else one person could log all others out
+            del self._logins[own[0]]
         self._logins[cookie] = BrowserLogin(token, csrf_token, time.monotonic())
         if len(self._logins) > MAX_LOGINS:
             self._logins.popitem(last=False)
