@@ -40,20 +40,19 @@ class DeferredStream:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._sending = anyio.Lock(fast_acquire=True)
+        self._stream: anyio.Lock | None = None  # held by who sends; None if it is no stream yet
         self._ping: anyio.CancelScope | None = None  # which is being sent
-        self._is_stream = False
         self._has_answer = False
         self.pinged_at = anyio.current_time()
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer."""
         self._has_answer = True
-        if not self._is_stream:
+        if self._stream is None:
             await self._send(message)
         elif message["type"] == "http.response.body":  # the status has been sent
             event = b"event: message\r\ndata: " + message["body"] + b"\r\n\r\n"
-            async with self._sending:
+            async with self._stream:
                 await self._send({"type": "http.response.body", "body": event})
 
     async def ping(self) -> None:
@@ -61,10 +60,11 @@ class DeferredStream:
         if self._has_answer or self._ping is not None:
             return
         self.pinged_at = anyio.current_time()
+        is_first = self._stream is None
+        self._stream = self._stream or anyio.Lock(fast_acquire=True)
         with anyio.CancelScope() as self._ping:
-            async with self._sending:
-                if not self._is_stream:
-                    self._is_stream = True
+            async with self._stream:
+                if is_first:
                     await self._send(STREAM_START)
                 await self._send({"type": "http.response.body", "body": PING, "more_body": True})
         self._ping = None

@@ -144,13 +144,11 @@ class HttpConnection(HttpToolsProtocol):
         elif self._deadline is None and not self.transport.is_closing():
             self._start_deadline()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header without the blanks after its value, which llhttp keeps."""
-        super().on_header(name, value.rstrip(b" \t"))
-
     def on_headers_complete(self) -> None:
         """Start to answer a request."""
         self._bodiless_bytes = 0
+        # llhttp keeps the blanks after the value of a header.
+        self.headers[:] = [(name, value.rstrip(b" \t")) for name, value in self.headers]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
