@@ -245,6 +245,20 @@ async def test_runs_calls_and_sandboxes_are_counted(service: HttpService, ann: s
     assert after["process_resident_memory_bytes", frozenset()] > 0
 
 
+async def test_runs_are_counted_by_what_they_do(service: HttpService, ann: str) -> None:
+    async with service.connect(ann) as client:
+        first = await client.run("import time\nwhile True: time.sleep(0.05)", "busy", wait_s=1)
+        others = [await client.run(f"{n}", "busy", wait_s=0) for n in range(2)]
+        assert (first.status, {each.status for each in others}) == ("running", {"queued"})
+        await anyio.sleep(1.1)  # the same text is served for a second
+        samples = await scrape(service)
+        for each in (*reversed(others), first):
+            assert (await client.run_request(each.run, cancel=True)).status == "cancelled"
+    assert value(samples, "active_runs", state="running") == 1
+    assert value(samples, "active_runs", state="queued") == 2
+    assert value(samples, "sessions", state="busy") >= 1
+
+
 async def test_model_requests_are_counted_with_their_tokens(tmp_path: Path) -> None:
     with fake_llm.start_model_server() as model:
         llm = {"model": "echo", "api_base": model.url, "api_key": fake_llm.API_KEY}
@@ -257,6 +271,7 @@ async def test_model_requests_are_counted_with_their_tokens(tmp_path: Path) -> N
     assert value(samples, "model_tokens_total", direction="in") > 0
     assert value(samples, "model_tokens_total", direction="out") > 0
     assert value(samples, "model_request_duration_seconds_count") == 1
+    assert ("mcpruntime_model_cost_usd_total", frozenset()) in samples
 
 
 async def test_strangers_cannot_make_labels(service: HttpService, ann: str) -> None:
