@@ -31,7 +31,8 @@ def call(tool: str, /, **arguments: Any) -> Attack:
 
     async def attack(attacker: ServerConnection) -> None:
         for _ in range(ROUNDS):
-            await attacker.client.call_tool(tool, arguments)
+            with suppress(MCPError):
+                await attacker.client.call_tool(tool, arguments)
 
     return attack
 
