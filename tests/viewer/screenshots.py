@@ -26,6 +26,7 @@ from .demo_session import execute_demo, execute_others, write_demo_settings
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 MAX_BYTES = 150_000
 COLOURS = 256
+IMAGES_ARE_THERE = "() => [...document.images].every((each) => each.complete)"
 EXACT_COLOURS = 160  # those of the largest areas
 WIDTHS = {"wide": 1360, "narrow": 420}
 HEIGHT = 860
@@ -170,6 +171,7 @@ async def draw_pages(browser: Browser, base: str, session: str) -> None:
                 page = await context.new_page()
                 await show(page, base, session)
                 await page.mouse.move(0, 0)  # whatever it is over looks different
+                await page.wait_for_function(IMAGES_ARE_THERE)
                 path = IMAGES / f"{name}-{scheme}-{width_name}.png"
                 write_picture(path, await page.screenshot())
                 await context.close()
