@@ -16,6 +16,7 @@ from mcpruntime_server.sandbox.docker_engine import DockerEngine
 
 from .server_connection import ServerConnection, ToolAnswer
 
+START_TIMEOUT_S = 30
 FRAMES = f"""
 import json, os, stat, time
 KINDS = {[cls.__name__ for cls in wire.MESSAGE_TYPES]}
@@ -33,18 +34,24 @@ def say(data):
         except OSError: pass
 """
 FORGE_OUTSIDE = f"""{FRAMES}
+import ctypes, socket
+PIDFD_GETFD = 438  # a system call; a socket cannot be opened through /proc
 def is_link(entry):
-    flags = open('/proc/1/fdinfo/' + entry).read().partition('flags:')[2].split()[0]
-    return int(entry) >= 200 and int(flags, 8) & os.O_WRONLY
+    return int(entry) >= 200 and os.readlink('/proc/1/fd/' + entry).startswith('socket:')
 def say_outside(data):
-    link = next(filter(is_link, sorted(os.listdir('/proc/1/fd'), key=int)))
-    with open('/proc/1/fd/' + link, 'wb') as file: file.write(data)
+    link = int(next(filter(is_link, sorted(os.listdir('/proc/1/fd'), key=int))))
+    copy = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, os.pidfd_open(1), link, 0)
+    assert copy >= 0, os.strerror(ctypes.get_errno())
+    with socket.socket(fileno=copy) as sock:
+        sock.settimeout({START_TIMEOUT_S})  # it does not block, and the server may read slowly
+        try: sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError): raise SystemExit  # the server has closed it
 running = '/proc/1/root/tmp/running'
 while not os.path.exists(running): time.sleep(0.01)
 os.remove(running)
 """
 STARTED = "open('/tmp/running', 'w').close()\n"  # run by the worker before `speak_for_supervisor`
-START_TIMEOUT_S = 30
+KILLED_STATUS = 137  # with the container that it is beside
 
 
 async def find_container(server: ServerConnection, session: str) -> str:
@@ -71,7 +78,8 @@ async def speak_for_supervisor(container: str, code: str) -> None:
             ),
         )
         client.start(helper)
-        client.wait(helper, timeout=START_TIMEOUT_S)
+        status = client.wait(helper, timeout=START_TIMEOUT_S)["StatusCode"]
+        assert status in (0, KILLED_STATUS), client.logs(helper).decode()
 
     try:
         await engine.call_api(execute)
