@@ -51,7 +51,7 @@ from ..capabilities.tools.resource_listing import (
     upstream_digest,
 )
 from ..capabilities.tools.upstream import open_upstreams
-from ..capabilities.uploads import Uploads
+from ..capabilities.uploads import Uploads, list_pieces
 from ..config import Config, Verdict
 from ..config.file_modes import make_private
 from ..config.shell_commands import format_command
@@ -308,7 +308,10 @@ async def open_app(
                         ),
                     ),
                     UPLOADS_PREFIX: Route(
-                        uploads.handle_call, lambda _: "read", is_listed=False, answers_data=True
+                        uploads.handle_call,
+                        lambda _: "read",
+                        is_listed=False,
+                        blobs_of=list_pieces,
                     ),
                     "skills": Route(answer_skill_call, lambda _: "read", is_listed=False),
                     "llm": Route(models.handle_call, lambda _: "read", is_billed=True),

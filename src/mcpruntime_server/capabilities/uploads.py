@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from anyio.to_thread import run_sync
 
@@ -84,3 +85,8 @@ class Uploads:
         except (NotFound, OSError):
             size = 0
         return max(size, MIN_CHARGE_BYTES)
+
+
+def list_pieces(answer: Any) -> list[str]:
+    """Return the blob that the answer to a piece names."""
+    return [answer] if isinstance(answer, str) else []

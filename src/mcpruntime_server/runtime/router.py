@@ -96,8 +96,7 @@ class Route:
 
     `verdict_for` gets the arguments, too; it may raise `CallFailed` to say why a call is refused.
     `supply` brings into a sandbox what an answer names, recorded or not, before code gets it.
-    `load_data` returns the bytes of a `Download` that was recorded. `answers_data` says that the
-    answer is the digest of the data that came with the call.
+    `load_data` returns the bytes of a `Download` that was recorded.
     """
 
     handle: HandleCall
@@ -112,7 +111,6 @@ class Route:
     blobs_of: Callable[[Any], list[str]] = name_no_blobs  # that an answer names, 200 at most
     supply: Callable[[Any, SuppliedSandbox], Awaitable[None]] | None = None
     load_data: Callable[[Any], Awaitable[bytes]] | None = None
-    answers_data: bool = False
     runs_ahead: bool = False  # calls are made before code needs the answers, in varying numbers
 
 
@@ -244,10 +242,10 @@ class Router:
 
         An archive of a stranger may hold such an answer: what is in `blobs` came with it.
         """
-        route = self._find_route(call.target)
-        if route.answers_data:
-            return bool(value != await to_thread.run_sync(_digest_data, call.data))
-        return not set(route.blobs_of(value)).issubset(blobs)
+        foreign = set(self.blobs_of(call.target, value)).difference(blobs)
+        if foreign and call.data:
+            foreign.discard(await to_thread.run_sync(_digest_data, call.data))
+        return bool(foreign)
 
     def passes_answers_on(self, target: str) -> bool:
         """Return whether nothing on the host looks into the answers of `target`."""
