@@ -29,7 +29,9 @@ def install_tools() -> Iterator[None]:
     modules = {"tools": ModuleType("tools")}
     modules["tools"].__dict__["ToolError"] = ToolError
     for name in SERVERS:
-        server = importlib.import_module(f"bench.servers.{name}")
+        path = f"bench.servers.{name}"
+        sys.modules.pop(path, None)  # it reads the environment when it is imported
+        server = importlib.import_module(path)
         module = modules[f"tools.{name}"] = ModuleType(f"tools.{name}")
         for tool in server.server.mcp._tool_manager.list_tools():
             module.__dict__[tool.name] = make_function(tool.fn)

@@ -18,7 +18,7 @@ from ..server.conftest import upstream_entry
 
 BIN = Path(__file__).resolve().parents[2] / ".venvs" / "openapi" / "bin"
 EXAMPLES = choose_size("OPENAPI_EXAMPLES", short=1, long=200)  # of each route, and kind of data
-CHECK_TIMEOUT_S = 60 * EXAMPLES
+CHECK_TIMEOUT_S = 180 * EXAMPLES
 ASK = "from tools.counted import add\nadd(item='x')"
 # What a program does with a client that is generated from the document.
 PROGRAM = """
