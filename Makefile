@@ -158,7 +158,8 @@ bench-smoke: image leaderboard  ## every part of the bench once, small
 	@echo "$$SMOKE_RUNS" | xargs --max-procs=2 --max-lines=1 $(BIN)/python -m bench
 	@$(BIN)/python -m bench report $(SMOKE)/*.json --into $(SMOKE)
 
-# Fails if a row of the performance budget is worse than twice its bound, and stays so when it is measured again.
+# Fails if a row of the performance budget is worse than twice its bound, and stays so when it is measured again. Bounds that
+# are times count as many times longer as this machine is slower than that of the budget.
 # Rows without a bound are left out, and those that take long or need an image of their own.
 BUDGET := warm_run inside_call inside_write fan_out pool_hit cold_session start_up idle_memory first_line tool_list \
 	checkpoint_small checkpoint_large rewind_session fork_session rerun_steps

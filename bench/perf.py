@@ -19,10 +19,17 @@ import anyio
 from .durability_rows import DURABILITY_ROWS
 from .harness import BenchmarkRow, start_bare_server, start_server
 from .llm_rows import LLM_ROWS
-from .perf_gate import GATE_FACTOR, GateResult, RowGroup, settle_groups, wait_until_calm
+from .perf_gate import (
+    GATE_FACTOR,
+    GateResult,
+    RowGroup,
+    compare_speed,
+    settle_groups,
+    wait_until_calm,
+)
 from .restart_rows import RESTART_ROWS
 from .results import RESULTS_FOLDER, ResultRecorder, record_result
-from .rows import SERVER_ROWS, BenchContext
+from .rows import SERVER_ROWS, BenchContext, measure_bare_call
 from .skill_rows import SKILL_ROWS
 from .time_rows import TIME_ROWS
 from .web_rows import WEB_ROWS
@@ -73,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if gate is None:
         return int(any(group.failure for group in groups))
     print(gate.describe())
+    print(f"bounds that are times count {groups[0].slowness:.1f} times: this machine is slower")
     return int(not gate.has_passed)
 
 
@@ -123,14 +131,16 @@ async def measure_rows(
     )
     async with start_server() as ours, start_bare_server() as bare:
         bench = BenchContext(ours, bare, quick)
-        groups = [await measure_group(bench, measure_row) for measure_row in wanted]
+        slowness = compare_speed(await measure_bare_call(bench)) if quick else 1.0
+        groups = [await measure_group(bench, measure_row, slowness) for measure_row in wanted]
         gate = await settle_groups(groups, wait_until_calm) if quick else None
     return groups, gate
 
 
-async def measure_group(bench: BenchContext, measure_row: MeasureRow) -> RowGroup:
+async def measure_group(bench: BenchContext, measure_row: MeasureRow, slowness: float) -> RowGroup:
     """Return the rows that a function measures, or its failure, and print them."""
-    group = RowGroup(measure_row.__name__, partial(measure_group, bench, measure_row))
+    measure_again = partial(measure_group, bench, measure_row, slowness)
+    group = RowGroup(measure_row.__name__, measure_again, slowness)
     try:
         with anyio.fail_after(ROW_TIMEOUT_S):
             measured = await measure_row(bench)

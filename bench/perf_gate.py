@@ -3,6 +3,9 @@
 Noise must not raise an alarm, so a row that is far over its bound, or that could not be measured,
 is measured again, each time after the processors have become idle. Its best measurement counts.
 If they do not become idle, other programs are as likely a reason, and nothing is decided.
+
+Ratios compare two sides on one machine. Bounds that are times hold for the machine of the budget;
+on a slower one they are as much longer as a call of a bare server takes longer there.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import anyio
 from .harness import BenchmarkRow
 
 GATE_FACTOR = 2.0  # a shared machine may be that much slower
+BUDGET_CALL_MS = 1.15  # of a tool that does nothing, where the bounds were set
 ATTEMPTS = 5  # some rows are near the limit, and a quick measurement has few samples
 CALM_SHARE = 0.7  # of the processors' time that is idle
 CALM_LOOK_S = 1.0
@@ -24,17 +28,21 @@ CALM_TIMEOUT_S = 45.0  # for other programs to end
 
 @dataclass
 class RowGroup:
-    """The rows that one function measures, or why it could not."""
+    """The rows that one function measures, or why it could not.
+
+    The machine is `slowness` times slower than that of the budget.
+    """
 
     name: str
     measure: Callable[[], Awaitable[RowGroup]]
+    slowness: float = 1.0
     rows: list[BenchmarkRow] = field(default_factory=list)
     failure: str = ""
 
     @property
     def far_over(self) -> list[str]:
         """The names of the rows that are worse than `GATE_FACTOR` times their bound."""
-        return [row.name for row in self.rows if is_far_over(row)]
+        return [row.name for row in self.rows if is_far_over(row, self.slowness)]
 
     @property
     def is_suspect(self) -> bool:
@@ -89,9 +97,20 @@ async def settle_groups(
     )
 
 
-def is_far_over(row: BenchmarkRow) -> bool:
+def is_far_over(row: BenchmarkRow, slowness: float = 1.0) -> bool:
     """Return whether a row is worse than `GATE_FACTOR` times its bound."""
-    return row.bound is not None and row.figure > GATE_FACTOR * row.bound
+    if row.bound is None:
+        return False
+    is_time = row.kind != "ratio" and row.unit == "ms"
+    return row.figure > GATE_FACTOR * row.bound * (slowness if is_time else 1.0)
+
+
+def compare_speed(call_ms: float) -> float:
+    """Return how many times slower a machine is on which a call of a bare server takes `call_ms`.
+
+    A faster machine counts as equal.
+    """
+    return max(1.0, call_ms / BUDGET_CALL_MS)
 
 
 def _figure(row: BenchmarkRow) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
@@ -64,6 +65,13 @@ class BenchContext:
     def samples(self, full: int, quick: int) -> int:
         """Return the number of samples to take."""
         return quick if self.quick else full
+
+
+async def measure_bare_call(bench: BenchContext) -> float:
+    """Return the median milliseconds of a call that does nothing to a bare server."""
+    for _ in range(20):
+        await _call_directly(bench, "noop")
+    return median([await _call_directly(bench, "noop") for _ in range(80)])
 
 
 async def warm_run(bench: BenchContext) -> BenchmarkRow:

@@ -6,8 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.harness import BenchmarkRow
-from bench.perf_gate import RowGroup, settle_groups
+from bench.harness import BenchmarkRow, FigureKind
+from bench.perf_gate import (
+    BUDGET_CALL_MS,
+    RowGroup,
+    compare_speed,
+    is_far_over,
+    settle_groups,
+)
 
 
 def make_group(figures: Iterator[float | None]) -> RowGroup:
@@ -54,6 +60,24 @@ async def test_a_row_fails_only_if_it_stays_far_over_its_bound_on_a_calm_machine
     assert not list(values), "it is measured no oftener than necessary"
     if not has_passed:
         assert "row" in result.describe() or "group" in result.describe()
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "is_over"),
+    [
+        ("value", "ms", False),
+        ("difference", "ms", False),
+        ("ratio", "ms", True),
+        ("value", "MB", True),
+    ],
+)
+def test_only_bounds_that_are_times_are_longer_on_a_slower_machine(
+    kind: FigureKind, unit: str, is_over: bool
+) -> None:
+    row = BenchmarkRow("row", "a row", "", kind, 10.0, unit, ours=[30.0])
+    assert is_far_over(row)
+    assert is_far_over(row, compare_speed(2 * BUDGET_CALL_MS)) is is_over
+    assert is_far_over(row, compare_speed(BUDGET_CALL_MS / 2))
 
 
 async def test_the_best_of_several_measurements_counts() -> None:
