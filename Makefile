@@ -108,7 +108,7 @@ find_alone = $(shell grep --recursive --files-with-matches --include='test_*.py'
 # Tests also wait: three processes leave two cores idle for a seventh of the time, six for a hundredth.
 PROCESSES := 6
 
-# The tests in some places: first those that bear others beside them, then those that do not.
+# The tests in some places: first those that can run beside others, then the files with those that cannot.
 define run_tests
 $(BIN)/pytest $(1) -m "not alone" --numprocesses $(PROCESSES) --dist worksteal || $(BIN)/pytest $(1) -m "not alone" $(AGAIN)
 $(BIN)/pytest $(2) -m alone || $(BIN)/pytest $(2) -m alone $(AGAIN)
@@ -159,7 +159,7 @@ bench-smoke: image leaderboard  ## every part of the bench once, small
 	@$(BIN)/python -m bench report $(SMOKE)/*.json --into $(SMOKE)
 
 # Fails if a row of the performance budget is worse than twice its bound, and stays so when it is measured again. Bounds that
-# are times count as many times longer as this machine is slower than that of the budget.
+# are times are longer on a machine that is slower than that of the budget (bench/perf_gate.py).
 # Rows without a bound are left out, and those that take long or need an image of their own.
 BUDGET := warm_run inside_call inside_write fan_out pool_hit cold_session start_up idle_memory first_line tool_list \
 	checkpoint_small checkpoint_large rewind_session fork_session rerun_steps

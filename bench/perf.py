@@ -80,7 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if gate is None:
         return int(any(group.failure for group in groups))
     print(gate.describe())
-    print(f"bounds that are times count {groups[0].slowness:.1f} times: this machine is slower")
+    slowness = groups[0].slowness
+    if slowness > 1:
+        print(
+            f"This machine is {slowness:.1f} times slower than that of the budget, "
+            "so bounds that are times are as much longer."
+        )
     return int(not gate.has_passed)
 
 

@@ -50,7 +50,11 @@ class LinkSocket:
         await anyio.wait_readable(self._socket)
         connection, _ = self._socket.accept()
         self.close()
-        return SandboxStream(await UNIXSocketStream.from_socket(connection))
+        try:
+            return SandboxStream(await UNIXSocketStream.from_socket(connection))
+        except BaseException:  # it was cancelled
+            connection.close()
+            raise
 
     def close(self) -> None:
         """Close the socket and remove its file; nobody may be waiting for a connection."""
