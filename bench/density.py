@@ -32,7 +32,8 @@ WARM_UP_SHARE = 0.2  # of the soak, before memory counts
 
 async def measure(recorder: ResultRecorder, sessions: int, soak_s: float) -> None:
     """Measure opening, working and memory."""
-    limits = {"data_dir": "data", "max_sessions": sessions + 2}
+    room = sessions + 2  # else idle sessions give up their sandboxes
+    limits = {"data_dir": "data", "max_sessions": room, "max_sessions_per_principal": room}
     async with start_server(sections={"server": limits}, memory_mb=128) as server:
         await server.run_code("n = 0", "s0")
         alone = [await measure_ms(server.run_code, "n += 1", "s0") for _ in range(50)]

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,8 +56,11 @@ START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
 PROGRESS_INTERVAL_S = 30.0
 MEMORY_INTERVAL_S = 1.0
-ADDED_WARM_UP = 10  # turns of runs and no-ops, without another client
-ADDED_TURNS, QUICK_ADDED_TURNS = 150, 40  # of a principal whose rate is limited
+ADDED_STARTS, QUICK_ADDED_STARTS = 5, 1  # of the servers whose runs are compared
+ADDED_WARM_UP = 10  # turns of runs and no-ops after each start, without another client
+ADDED_TURNS = 50  # after them
+MAX_ADDED_RATIO = 1.3
+TRANSPORTS = ("HTTP", "stdio")
 WARM_UP_SHARE = 0.2  # of the load, before memory counts: caches fill
 
 
@@ -365,48 +368,85 @@ async def connect(url: str, headers: dict[str, str]) -> AsyncIterator[Client]:
         yield client
 
 
-async def measure_added_time(servers: HttpServers, load: Load) -> list[BenchmarkRow]:
+@dataclass
+class CallTimes:
+    """What calls over one transport take, in milliseconds."""
+
+    run: float
+    bare: float  # the no-op of a bare server
+    refused: float  # a call that the server of the runs refuses
+
+
+async def measure_added_time(load: Load) -> list[BenchmarkRow]:
     """Compare what a run costs more than a no-op, over HTTP and over stdio.
 
     The no-op is first that of a bare server. Over HTTP it takes as much processor time as a no-op
     of ours; over stdio ours has a transport of its own, which is faster. That makes the second
     difference smaller, and the ratio larger, whatever HTTP adds. So the no-op is then one of the
     same server, a call that it refuses: that leaves the transports out.
+
+    A server is faster or slower by milliseconds for as long as it lives. So all of them are started
+    several times, and the medians of the starts count.
     """
-    bare_title, own_title = "no-op tool of a bare server", "refused call of the same server"
-    row = partial(BenchmarkRow, kind="difference", bound=None)
-    over_http = row("http", "a run over HTTP, alone", bare_title)
-    over_stdio = row("stdio", "a run over stdio, alone", bare_title)
-    own_http = row("http-run", "the run alone, over HTTP", own_title)
-    own_stdio = row("stdio-run", "the run alone, over stdio", own_title)
+    count = QUICK_ADDED_STARTS if load.is_quick else ADDED_STARTS
+    starts = [await time_calls() for _ in range(count)]
+    to_bare = compare_transports(starts, "no-op tool of a bare server", lambda each: each.bare)
+    to_bare[-1].bound = MAX_ADDED_RATIO
+    to_own = compare_transports(
+        starts, "refused call of the same server", lambda each: each.refused, suffix="-alone"
+    )
+    return [*to_bare, *to_own]
+
+
+def compare_transports(
+    starts: Sequence[Mapping[str, CallTimes]],
+    baseline_title: str,
+    baseline: Callable[[CallTimes], float],
+    suffix: str = "",
+) -> list[BenchmarkRow]:
+    """Return what a run costs more than a baseline over each transport, and the ratio of both."""
+    rows = []
+    for transport in TRANSPORTS:
+        times = [each[transport] for each in starts]
+        title = f"a run over {transport}, alone"
+        row = BenchmarkRow(f"{transport}{suffix}", title, baseline_title, "difference", None)
+        row.ours, row.baseline = [each.run for each in times], [baseline(each) for each in times]
+        rows.append(row)
+    title = f"what a run over {TRANSPORTS[0]} takes more than a {baseline_title}"
+    ratio = BenchmarkRow(f"added{suffix}", title, f"the same over {TRANSPORTS[1]}", "ratio", None)
+    ratio.ours, ratio.baseline = (
+        [run - base for run, base in zip(row.ours, row.baseline, strict=True)] for row in rows
+    )
+    return [*rows, ratio]
+
+
+async def time_calls() -> dict[str, CallTimes]:
+    """Start all servers, and return the median times of calls over each transport."""
     async with (
+        start_servers(clients=1) as servers,
         connect(servers.url, servers.headers(0)) as ours,
         connect(servers.bare_url, {}) as bare,
         start_server() as stdio,
         start_bare_server() as bare_stdio,
     ):
-        run = {"code": "1+1", "session": "alone"}
-        samples = {  # of two rows each, or of one
-            partial(measure_ms, ours.call_tool, "run_code", run): (over_http.ours, own_http.ours),
-            partial(measure_ms, bare.call_tool, "noop", {"n": 1}): (over_http.baseline,),
-            partial(measure_ms, ours.call_tool, "run_code", {}): (own_http.baseline,),
-            partial(measure_ms, stdio.run_code, "1+1", "alone"): (over_stdio.ours, own_stdio.ours),
-            partial(measure_ms, bare_stdio.call_tool, "noop", {"n": 1}): (over_stdio.baseline,),
-            partial(measure_ms, stdio.client.call_tool, "run_code", {}): (own_stdio.baseline,),
+        code = {"code": "1+1", "session": "alone"}
+        samples: dict[Callable[[], Awaitable[float]], list[float]] = {
+            partial(measure_ms, ours.call_tool, "run_code", code): [],
+            partial(measure_ms, bare.call_tool, "noop", {"n": 1}): [],
+            partial(measure_ms, ours.call_tool, "run_code", {}): [],
+            partial(measure_ms, stdio.client.call_tool, "run_code", code): [],
+            partial(measure_ms, bare_stdio.call_tool, "noop", {"n": 1}): [],
+            partial(measure_ms, stdio.client.call_tool, "run_code", {}): [],
         }
         order = list(samples)
-        for n in range(-ADDED_WARM_UP, QUICK_ADDED_TURNS if load.is_quick else ADDED_TURNS):
+        for n in range(-ADDED_WARM_UP, ADDED_TURNS):
             order.append(order.pop(0))  # what else the machine does affects all alike
             for sample in order:
                 took = await sample()
-                for values in samples[sample] if n >= 0 else ():
-                    values.append(took)
-    title, baseline_title = "what a run adds over HTTP", "what it adds over stdio"
-    added = BenchmarkRow("added", title, baseline_title, "ratio", 1.3)
-    added.ours, added.baseline = [over_http.figure], [over_stdio.figure]
-    own_added = BenchmarkRow("added-run", f"{title}, alone", baseline_title, "ratio", None)
-    own_added.ours, own_added.baseline = [own_http.figure], [own_stdio.figure]
-    return [over_http, over_stdio, added, own_http, own_stdio, own_added]
+                if n >= 0:
+                    samples[sample].append(took)
+    medians = [statistics.median(values) for values in samples.values()]
+    return dict(zip(TRANSPORTS, (CallTimes(*medians[:3]), CallTimes(*medians[3:])), strict=True))
 
 
 # streams ------------------------------------------------------------------------------------------
@@ -483,8 +523,8 @@ async def measure_all(load: Load) -> tuple[list[BenchmarkRow], dict[str, str]]:
             print(format_row(row), flush=True)
 
     print(TABLE_LAYOUT.format("p50 of each", "ours", "baseline", "figure", "bound", "met", "base"))
+    add(*await measure_added_time(load))
     async with start_servers(load.clients) as servers:
-        add(*await measure_added_time(servers, load))
         add(await measure_first_event(servers, load))
         add(*await measure_readers(servers, load))
         figures = await apply_load(servers, load)
