@@ -456,7 +456,7 @@ class UpstreamSettings(SettingsTable):
     answer_items: PositiveInt = 250_000
     max_tools: Annotated[int, Bounds(above=0, at_most=10_000)] = 2_000
     max_pages: PositiveInt = 200
-    tools_mb: PositiveInt = 4
+    tools_mb: PositiveInt = 2
     max_resources: Annotated[int, Bounds(above=0, at_most=100_000)] = 10_000
     resources_mb: PositiveInt = 8
     messages_per_s: PositiveInt = 200

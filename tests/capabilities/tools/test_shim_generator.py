@@ -326,6 +326,21 @@ class TestGolden:
 
 
 class TestHostile:
+    def test_a_module_is_not_much_longer_than_the_tools_and_few_megabytes(self) -> None:
+        words = [f"{n:070}" for n in range(19)]
+        schema = {"type": "object", "properties": {"a": {"enum": words}, "b": {"const": "c" * 300}}}
+        parameters = {f"p{n}": {"$ref": f"#/$defs/{n % 3}"} for n in range(100)}
+        root = {"$defs": {"0": {"enum": words}, "1": schema, "2": {"const": "c" * 300}}}
+        tools = [
+            types.Tool(name=f"t{n}", input_schema={**root, "properties": parameters})
+            for n in range(30)
+        ]
+        size = sum(len(tool.model_dump_json()) for tool in tools)
+        module = describe_module("made", "made", tools)
+        assert len(render_shim(module)) < size + 6_000_000
+        assert module.tools[0].parameters[0].choices
+        assert not module.tools[-1].parameters[0].note
+
     def test_every_hostile_tool_yields_a_module_that_only_defines_names(self, sent: Any) -> None:
         module = describe_module("hostile", "hostile", TOOLS)
         source = render_shim(module)

@@ -29,6 +29,7 @@ from .schema_annotations import (
 
 MAX_DEPTH = 6  # of items, fields and branches
 MAX_CHARS = 4_000  # of the source text for one parameter
+MAX_SERVER_CHARS = 1_000_000  # of all parameters of one server; others are not checked
 JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
 NULL_TYPE = "null"
 # With one of these, the keys of an object do not follow from `properties` alone.
@@ -42,13 +43,18 @@ class ChoiceFinder:
 
     def __init__(self) -> None:
         self.visited_schemas = 0
+        self._remaining_chars = MAX_SERVER_CHARS
         self._checks_keys = True
 
     def find_choices(self, document: SchemaDocument, schema: Any) -> Choices:
         """Return what `schema` allows; () if that is not known, or too long."""
+        if self._remaining_chars <= 0:
+            return ()
         for self._checks_keys in (True, False):
             choices = self._find(document, schema, 0)
-            if len(repr(choices)) <= MAX_CHARS:
+            chars = len(repr(choices))
+            if chars <= MAX_CHARS:
+                self._remaining_chars -= chars
                 return choices
         return ()
 

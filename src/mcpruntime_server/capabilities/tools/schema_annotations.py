@@ -29,6 +29,7 @@ MAX_FIELDS = 100  # of one object
 MAX_BRANCHES = 8  # of a union
 MAX_CHOICES = 50  # of a Literal
 MAX_ANNOTATION_CHARS = 400
+MAX_SERVER_CHARS = 1_000_000  # of all annotations of one server; the others are `Any`
 MAX_SHAPE_CHARS = 1_500
 MAX_REFERENCES = 16  # followed in a row
 MAX_MERGED_KEYS = 50_000  # of one document; what remains to be merged then is left out
@@ -248,10 +249,19 @@ class AnnotationBuilder:
         # By identity of the schema; the schema is kept so that its id is not used again.
         self._named_schemas: dict[int, tuple[Any, str]] = {}
         self._visited_nodes = 0
+        self._remaining_chars = MAX_SERVER_CHARS
 
     def annotate(self, document: SchemaDocument, schema: Any, hint: str) -> SourceText:
         """Return the annotation of a value of `schema`; `hint` names an anonymous TypedDict."""
-        return checked_annotation(self._build_annotation(document, schema, hint, 0))
+        return self._check_annotation(self._build_annotation(document, schema, hint, 0))
+
+    def _check_annotation(self, annotation: str) -> SourceText:
+        """Return `annotation` as source text; `Any` once those of this server are too long."""
+        if self._remaining_chars <= 0:
+            return SourceText("Any")
+        checked = checked_annotation(annotation)
+        self._remaining_chars -= len(checked)
+        return checked
 
     def _build_annotation(
         self, document: SchemaDocument, schema: Any, hint: str, depth: int
@@ -334,7 +344,7 @@ class AnnotationBuilder:
     def _annotate_field(
         self, document: SchemaDocument, schema: Any, hint: str, depth: int, required: bool
     ) -> SourceText:
-        text = checked_annotation(self._build_annotation(document, schema, hint, depth + 1))
+        text = self._check_annotation(self._build_annotation(document, schema, hint, depth + 1))
         return text if required else SourceText(f"NotRequired[{text}]")
 
     def _unused_name(self, hint: str) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp import types
+import mcp_types as types
 
 from ...protocol.payloads import JsonSchema
 from ..python_parsing import parse_module
@@ -47,6 +47,7 @@ from .tool_results import has_result_wrapper
 
 MAX_DESCRIPTION_CHARS = 4_000  # of a tool
 MAX_NOTE_CHARS = 600  # of a parameter
+MAX_NOTES_CHARS = 1_000_000  # of all parameters and results of a server; of others, nothing is said
 MAX_DEFAULT_CHARS = 80  # a longer default is shown as `...`
 MAX_SUMMARY_CHARS = 160  # of the first sentence
 RESERVED_NAMES = frozenset(
@@ -150,7 +151,7 @@ def describe_module(
     names = assign_names((tool.name for tool in tools), "tool", RESERVED_NAMES)
     functions = assign_function_names(names.values())
     annotations = AnnotationBuilder({*names.values(), *functions.values(), *RESERVED_NAMES})
-    choices = ChoiceFinder()
+    choices, notes = ChoiceFinder(), NoteWriter()
     shown = tuple(
         describe_tool(
             tool,
@@ -158,6 +159,7 @@ def describe_module(
             functions[names[tool.name]],
             annotations,
             choices,
+            notes,
             (observed or {}).get(tool.name),
         )
         for tool in tools
@@ -194,12 +196,13 @@ def describe_tool(
     function_name: str,
     annotations: AnnotationBuilder,
     choices: ChoiceFinder,
+    notes: NoteWriter,
     observed: Any,
 ) -> ToolShim:
     """Return the content of the shim of `tool`."""
     document = SchemaDocument(tool.input_schema)
     parts = document.object_schema(document.root)
-    parameters = build_parameters(document, parts, to_class_name(name), annotations, choices)
+    parameters = build_parameters(document, parts, to_class_name(name), annotations, choices, notes)
     extra = ""
     if parts.accepts_extra:
         extra = to_identifier("extra", "extra", {parameter.name for parameter in parameters})
@@ -215,7 +218,7 @@ def describe_tool(
             (
                 text,
                 format_parameter_section(parameters),
-                format_result_section(tool, schema, observed),
+                notes.describe_result(tool, schema, observed),
             ),
         )
     )
@@ -248,6 +251,7 @@ def build_parameters(
     hint: str,
     annotations: AnnotationBuilder,
     choices: ChoiceFinder,
+    notes: NoteWriter,
 ) -> tuple[ShimParameter, ...]:
     """Return the parameters, required ones first."""
     names = assign_names(parts.properties, "parameter")
@@ -261,6 +265,7 @@ def build_parameters(
             f"{hint}{to_class_name(wire)}",
             annotations,
             choices,
+            notes,
         )
         for wire, schema in parts.properties.items()
     ]
@@ -276,6 +281,7 @@ def describe_parameter(
     hint: str,
     annotations: AnnotationBuilder,
     choices: ChoiceFinder,
+    notes: NoteWriter,
 ) -> ShimParameter:
     """Return one parameter; an optional one without a default gets None."""
     flat = document.flatten(schema)
@@ -292,8 +298,49 @@ def describe_parameter(
         default,
         takes_null,
         choices.find_choices(document, schema),
-        parameter_note(document, flat),
+        notes.describe_parameter(document, flat),
     )
+
+
+class NoteWriter:
+    """Writes what docstrings say about the schemas of one server.
+
+    References make much text of little, so there is a bound for all tools.
+    """
+
+    def __init__(self) -> None:
+        self._remaining_chars = MAX_NOTES_CHARS
+
+    def describe_parameter(self, document: SchemaDocument, schema: JsonSchema) -> str:
+        """Return description, constraints and shape of a parameter, as far as it has them."""
+        if self._remaining_chars <= 0:
+            return ""
+        parts = []
+        description = schema.get("description")
+        if isinstance(description, str) and description.strip():
+            parts.append(cut_end(" ".join(description.split()), MAX_NOTE_CHARS))
+        if constraints := "; ".join(describe_constraints(schema)):
+            parts.append(f"[{constraints}]")
+        shape = describe_shape(document, schema)
+        if "{" in shape and shape != "{str: Any}":
+            parts.append(f"Shape: {shape}")
+        return self._count(" ".join(parts))
+
+    def describe_result(self, tool: types.Tool, schema: Any, observed: Any) -> str:
+        """Return the section of a docstring that describes the result."""
+        if self._remaining_chars <= 0:
+            return ""
+        if tool.output_schema:
+            shape = describe_shape(SchemaDocument(tool.output_schema), schema)
+            return self._count(f"Returns: {shape}")
+        if observed is not None:
+            shape = describe_shape(SchemaDocument(observed), observed)
+            return self._count(f"Returns (observed, not promised): {shape}")
+        return UNDECLARED_RESULT
+
+    def _count(self, text: str) -> str:
+        self._remaining_chars -= len(text)
+        return text
 
 
 def signature_default(default: Any) -> Any:
@@ -305,20 +352,6 @@ def signature_default(default: Any) -> Any:
     return default if len(repr(default)) <= MAX_DEFAULT_CHARS else SourceText("...")
 
 
-def parameter_note(document: SchemaDocument, schema: JsonSchema) -> str:
-    """Return description, constraints and shape of a parameter, as far as it has them."""
-    parts = []
-    description = schema.get("description")
-    if isinstance(description, str) and description.strip():
-        parts.append(cut_end(" ".join(description.split()), MAX_NOTE_CHARS))
-    if constraints := "; ".join(describe_constraints(schema)):
-        parts.append(f"[{constraints}]")
-    shape = describe_shape(document, schema)
-    if "{" in shape and shape != "{str: Any}":
-        parts.append(f"Shape: {shape}")
-    return " ".join(parts)
-
-
 def format_parameter_section(parameters: Sequence[ShimParameter]) -> str:
     """Return the section of a docstring that describes the parameters."""
     if not parameters:
@@ -328,16 +361,6 @@ def format_parameter_section(parameters: Sequence[ShimParameter]) -> str:
         for p in parameters
     ]
     return "\n".join(["Parameters (* = required):", *lines])
-
-
-def format_result_section(tool: types.Tool, schema: Any, observed: Any) -> str:
-    """Return the section of a docstring that describes the result."""
-    if tool.output_schema:
-        return f"Returns: {describe_shape(SchemaDocument(tool.output_schema), schema)}"
-    if observed is not None:
-        shape = describe_shape(SchemaDocument(observed), observed)
-        return f"Returns (observed, not promised): {shape}"
-    return UNDECLARED_RESULT
 
 
 def first_sentence(text: str) -> str:
