@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mcpruntime_server.capabilities.tools.large_answers import LargeValue
+from mcpruntime_server.capabilities.tools.observed_shapes import LargeValue
 from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed

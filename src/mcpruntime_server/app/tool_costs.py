@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio import to_thread
 
+from ..capabilities.tools.listed_tools import ListedTool
 from ..capabilities.tools.python_names import to_identifier
 from ..capabilities.tools.shim_generator import RESERVED_NAMES
 from ..capabilities.tools.upstream import Upstream, open_upstreams
 from ..config import UpstreamSettings
 from ..errors import CallFailed
 from ..protocol.library_names import TOOLS_NAMES
+from ..protocol.payloads import JsonObject
 
 if TYPE_CHECKING:
     import tiktoken
@@ -70,11 +72,16 @@ async def measure_upstream(upstream: Upstream) -> ToolCost:
         return ToolCost(problem=exc.message)
     except TimeoutError:
         return ToolCost(problem=f"it did not answer within {START_TIMEOUT_S:g} s")
-    definitions = [
-        {"name": tool.name, "description": tool.description, "inputSchema": tool.input_schema}
-        for tool in listed
-    ]
+    definitions = await to_thread.run_sync(define_tools, listed)
     return ToolCost(len(listed), await to_thread.run_sync(count_json_tokens, definitions))
+
+
+def define_tools(listed: Sequence[ListedTool]) -> list[JsonObject]:
+    """Return the definitions of tools as a client gets them."""
+    return [
+        {"name": tool.name, "description": tool.description, "inputSchema": tool.input_schema}
+        for tool in map(ListedTool.parse, listed)
+    ]
 
 
 @cache

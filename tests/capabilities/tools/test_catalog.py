@@ -238,17 +238,18 @@ class TestFinding:
             assert changed == ["lively"]
             assert await catalog.call_tool("tools.lively.grown", {}) == "grown"
             assert (await catalog.search_tools("grown"))["tools"][0]["tool"] == "grown"
-            assert (await catalog.load_shim("lively"))["digest"] != before["digest"]
+            assert await catalog.load_shim("lively") != before
 
 
 class TestShims:
     async def test_a_shim_is_given_with_its_digest_and_kept_on_disk(
         self, lively: Catalog, tmp_path: Path
     ) -> None:
-        shim = await lively.handle_call("catalog.shim", {"server": "lively"})
+        answer = await lively.handle_call("catalog.shim", {"server": "lively"})
+        shim = answer.decode()
         assert shim["digest"] == source_digest(shim["source"])
         assert (tmp_path / "shims" / "lively.py").read_text() == shim["source"]
-        assert (await lively.load_shim("lively")) == shim
+        assert (await lively.load_shim("lively")) == answer
 
     async def test_an_unknown_server_has_none(self, lively: Catalog) -> None:
         with pytest.raises(CallFailed, match="Did you mean 'lively'"):
@@ -256,14 +257,15 @@ class TestShims:
 
     async def test_what_results_look_like_is_learned_and_shown(self, tmp_path: Path) -> None:
         async with catalogue(tmp_path, lively=own_server("lively")) as catalog:
-            assert "observed" not in (await catalog.load_shim("lively"))["source"]
+            assert b"observed" not in (await catalog.load_shim("lively")).data
             await catalog.call_tool(
                 "tools.lively.as_json", {"text": '{"id": 1, "owner": "somebody"}'}
             )
-            source = (await catalog.load_shim("lively"))["source"]
-        assert 'Returns (observed, not promised): {"id": int, "owner": str}' in source
+            shim = await catalog.load_shim("lively")
+        shown = 'Returns (observed, not promised): {"id": int, "owner": str}'
+        assert shown in shim.decode()["source"]
         async with catalogue(tmp_path, lively=own_server("lively")) as catalog:
-            assert (await catalog.load_shim("lively"))["source"] == source
+            assert await catalog.load_shim("lively") == shim
 
     async def test_hostile_upstreams_are_listed_imported_and_called(self, tmp_path: Path) -> None:
         async with catalogue(tmp_path, hostile=own_server("hostile")) as catalog:
@@ -271,7 +273,7 @@ class TestShims:
             assert listed["problems"] == []
             names = [tool["tool"] for tool in listed["tools"]]
             assert len(names) == len(set(names)) > 30
-            assert ast.parse((await catalog.load_shim("hostile"))["source"])
+            assert ast.parse((await catalog.load_shim("hostile")).decode()["source"])
             assert await catalog.call_tool("tools.hostile.getattr", {}) == "__getattr__"
             assert await catalog.call_tool("tools.hostile.import_os", {}) == "import os"
             assert (await catalog.examine_upstreams())[0].problems

@@ -15,7 +15,6 @@ from typing import Any
 
 import anyio
 import pytest
-from mcp import types
 
 from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
 from mcpruntime_server.capabilities.tools.catalog_servers import ReportChange
@@ -28,6 +27,7 @@ from mcpruntime_server.capabilities.tools.catalogue_cache import (
     CatalogueCache,
     catalogue_key,
 )
+from mcpruntime_server.capabilities.tools.listed_tools import ListedTool, list_tool, parse_tool
 from mcpruntime_server.capabilities.tools.upstream import open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed
@@ -38,12 +38,12 @@ SLOW_SERVERS = ("billing", "calendar", "mail")
 QUICK_SERVERS = ("lively", "hinted", "old", "paced")
 
 
-def tool(name: str = "look", **more: Any) -> types.Tool:
+def tool(name: str = "look", **more: Any) -> ListedTool:
     schema = {"type": "object", "properties": {"x": {"type": "integer", "default": None}}}
-    return types.Tool.model_validate({"name": name, "inputSchema": schema, **more}, by_name=False)
+    return list_tool(parse_tool({"name": name, "inputSchema": schema, **more}))
 
 
-def catalogue(*tools: types.Tool) -> Catalogue:
+def catalogue(*tools: ListedTool) -> Catalogue:
     return Catalogue(tools or (tool(),), "1.2", 1_700_000_000.0)
 
 
@@ -292,7 +292,7 @@ class TestRestart:
         cache.save(catalogue_key("old", missing(), tmp_path), stored)
         async with open_stored(tmp_path, old=missing(), lively=own_server("lively")) as catalog:
             assert named(await catalog.list_live_tools()) >= {"old.grow", "lively.echo"}
-            assert "grow" in (await catalog.load_shim("old"))["source"]
+            assert b"def grow" in (await catalog.load_shim("old")).data
             with pytest.raises(CallFailed, match="'no-such-command': No such file") as caught:
                 await catalog.call_tool("tools.old.grow", {})
             assert caught.value.kind == "unavailable"
@@ -345,7 +345,7 @@ class TestRestart:
         async with open_stored(
             tmp_path, lambda name, _: changed.append(name), lively=server
         ) as catalog:
-            assert "def look" in (await catalog.load_shim("lively"))["source"]
+            assert b"def look" in (await catalog.load_shim("lively")).data
             assert catalog.effect("tools.lively.look") == "write"
             assert await catalog.call_tool("tools.lively.echo", {"text": "a"}) == "a"
             assert changed == ["lively"]
@@ -381,8 +381,8 @@ class TestRestart:
             catalogue_key("lively", server, tmp_path), catalogue()
         )
         async with open_stored(tmp_path, lively=server) as catalog:
-            assert "def echo" not in (await catalog.load_shim("lively"))["source"]
-            assert "def echo" in (await catalog.load_shim("lively", fresh=True))["source"]
+            assert b"def echo" not in (await catalog.load_shim("lively")).data
+            assert b"def echo" in (await catalog.load_shim("lively", fresh=True)).data
 
     async def test_several_servers_share_a_folder(self, tmp_path: Path) -> None:
         servers = {"lively": own_server("lively"), "old": own_server("raw", "fine")}
@@ -401,7 +401,7 @@ class TestCredentials:
         server = own_server("raw", "telling", "--token", "hunter2hunter2")
         async with open_stored(tmp_path, old=server) as catalog:
             listed = await catalog.list_live_tools()
-            source = (await catalog.load_shim("old"))["source"]
+            source = (await catalog.load_shim("old")).decode()["source"]
         [entry] = (tmp_path / "catalogues").iterdir()
         for text in (json.dumps(listed), source, entry.read_text()):
             assert "hunter2hunter2" not in text

@@ -17,12 +17,12 @@ from mcpruntime_server.capabilities.schema_checks import prepare_schema
 from mcpruntime_server.capabilities.tools.large_answers import (
     LargeAnswers,
     LargeResult,
-    LargeValue,
     OtherAnswer,
     PageBounds,
     ToolContract,
 )
 from mcpruntime_server.capabilities.tools.message_limits import LimitExceeded
+from mcpruntime_server.capabilities.tools.observed_shapes import LargeValue
 
 NO_CONTRACT = ToolContract(None, is_wrapped=False)
 SECRET = "s3cret-s3cret-s3cret"

@@ -189,7 +189,7 @@ async def test_a_missing_credential_says_how_to_add_it(tmp_path: Path) -> None:
 
 async def shim_of(world: World, principal: str) -> str:
     shim = await world.act(principal, partial(world.catalog.load_shim, "up"))
-    return str(shim["source"])
+    return str(shim.decode()["source"])
 
 
 async def test_who_sees_other_tools_has_them_alone(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ import pytest
 from anyio.from_thread import BlockingPortal
 
 from mcpruntime_server.capabilities.tools.catalog import Catalog, open_catalog
+from mcpruntime_server.capabilities.tools.listed_tools import ListedTool
 from mcpruntime_server.capabilities.tools.python_names import to_identifier
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.errors import CallFailed
+from mcpruntime_server.journal.events import EncodedJson
 from mcpruntime_server.sandboxed.library import tools
 from tests.upstreams import REAL_SERVERS, own_server, real_server
 
@@ -37,7 +39,8 @@ class Guest:
         try:
             if target.startswith("tools."):
                 return await self._catalog.call_tool(target, args)
-            return await self._catalog.handle_call(target, args)
+            found = await self._catalog.handle_call(target, args)
+            return found.decode() if isinstance(found, EncodedJson) else found
         except CallFailed as error:
             raise tools.HostError(error.kind, str(error), error.data) from None
 
@@ -88,7 +91,7 @@ async def test_every_tool_has_a_function_with_the_right_signature(
         module = await run(lambda: importlib.import_module(f"tools.{name}"))
         tools = await upstreams[name].list_tools()
     assert len(module.__all__) == len(tools) >= TOOL_COUNTS[name]
-    for tool, function_name in zip(tools, module.__all__, strict=True):
+    for tool, function_name in zip(map(ListedTool.parse, tools), module.__all__, strict=True):
         assert function_name == to_identifier(tool.name, "tool")
         function = getattr(module, function_name)
         signature = inspect.signature(function).parameters

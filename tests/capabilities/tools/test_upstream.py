@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from mcpruntime_server.capabilities.large_calls import open_large_calls
-from mcpruntime_server.capabilities.tools.large_answers import LargeValue
+from mcpruntime_server.capabilities.tools.observed_shapes import LargeValue
 from mcpruntime_server.capabilities.tools.upstream import Upstream, open_upstreams
 from mcpruntime_server.config import UpstreamSettings
 from mcpruntime_server.errors import CallFailed

@@ -137,7 +137,7 @@ def bound_tool(item: Any, max_parts: int) -> Any:
     from .output_checks import ToolBounds  # few tools are that large
 
     tool = types.Tool.model_validate(item, by_name=False)
-    [bounded] = ToolBounds(max_parts).apply([tool]).tools
+    bounded = ToolBounds(max_parts).bound_tool(tool)
     return bounded.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 

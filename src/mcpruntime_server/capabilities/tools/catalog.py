@@ -27,17 +27,16 @@ import anyio
 
 from ...errors import CallFailed
 from ...journal.call_scope import find_call_scope
-from ...journal.events import Effect
+from ...journal.events import Effect, EncodedJson
 from ...protocol.payloads import JsonObject, ToolDescription, ToolListing
 from ...protocol.suggestions import did_you_mean
 from ..call_arguments import get_argument
-from .catalog_servers import CatalogServer, CatalogServers, ReportChange, ServerView, Shim
+from .catalog_servers import CatalogServer, CatalogServers, ReportChange, ServerView
 from .catalog_tools import CatalogTool, listing_entry
 from .principal_upstreams import PrincipalUpstreams
+from .server_description import Shim, format_brief_signatures
 from .server_views import MAX_FETCHERS, ViewLoader, describe_listing_problem
-from .shim_generator import describe_module
 from .shim_store import ShimStore
-from .signatures import MAX_RECORD_CHARS, format_brief_signature, format_signature
 from .upstream import Upstream
 from .view_index import IndexPool, ViewIndex
 
@@ -112,8 +111,7 @@ class Catalog:
         for name, tools in known.items():
             if tools is None:
                 return []
-            module = await anyio.to_thread.run_sync(describe_module, name, name, tools)
-            found += [format_brief_signature(name, tool) for tool in module.tools]
+            found += await anyio.to_thread.run_sync(format_brief_signatures, name, tools)
         signatures = [each for each in found if each is not None]
         return signatures if len(signatures) == len(found) else []
 
@@ -153,9 +151,10 @@ class Catalog:
         servers = await self._servers.load_all()
         for server in servers.values():
             if server.upstream.known_tools is not None:
-                view = await self._views.load_view(server)
-                if self._is_named(server.name, code):
-                    await self._views.load_shim(server, view)
+                with suppress(CallFailed):  # it is reported to code that needs it
+                    await self._views.load_view(server)
+                    if self._is_named(server.name, code):
+                        await self._views.load_shim(server)
         await self._find_index().update(servers)
 
     async def refresh(self) -> None:
@@ -203,7 +202,7 @@ class Catalog:
         tool = self._find_known_tool(target)
         return (
             name if name in self._servers.known() else "",
-            tool.shim.function_name if tool else "",
+            tool.function_name if tool else "",
         )
 
     def schema_digest(self, tool: str) -> str:
@@ -227,7 +226,7 @@ class Catalog:
         if view is None:
             return None
         # Skills name a tool as they import it.
-        same = (each for each in view.tools.values() if each.shim.function_name == tool)
+        same = (each for each in view.tools.values() if each.function_name == tool)
         return view.tools.get(tool) or next(same, None)
 
     async def prepare_call(self, target: str) -> None:
@@ -274,11 +273,10 @@ class Catalog:
         _, problems = await self._views.load_views(servers)
         count = max(1, min(limit, MAX_SEARCH_RESULTS))
         found, views = await self._find_index().search(servers, query, count)
-        tools = [listing_entry(server, views[server].tools[tool]) for server, tool in found]
-        for entry in tools[:MAX_DETAILED_RESULTS]:
-            module = views[entry["server"]].module
-            shim = views[entry["server"]].tools[entry["tool"]].shim
-            entry["signature"] = format_signature(module, shim, MAX_RECORD_CHARS)
+        tools = [
+            listing_entry(server, views[server].tools[tool], in_full=place < MAX_DETAILED_RESULTS)
+            for place, (server, tool) in enumerate(found)
+        ]
         shown = self._select_problems(servers, problems, is_empty=not tools)
         return {"tools": tools, "problems": shown}
 
@@ -301,30 +299,36 @@ class Catalog:
         """Start every upstream and return all tools; those of a broken one are the stored ones."""
         servers = await self._servers.load_all()
         problems = await self._views.load_live_views(servers)
-        known = {
-            name: server
-            for name, server in servers.items()
-            if server.upstream.known_tools is not None
-        }
-        views = {name: await self._views.load_view(server) for name, server in known.items()}
-        for name, server in known.items():
+        views: dict[str, ServerView] = {}
+        for name, server in servers.items():
+            if server.upstream.known_tools is None:
+                continue
+            try:
+                views[name] = await self._views.load_view(server)
+            except CallFailed as error:
+                problems.setdefault(name, str(error))
             if note := server.upstream.listing_note:
                 problems.setdefault(name, note)
         return {"tools": build_listing(views), "problems": list(problems.values())}
 
-    async def load_shim(self, server: str, fresh: bool = False) -> Shim:
-        """Return one server's module, from a fresh tool list if `fresh`; raises `CallFailed`."""
+    async def load_shim(self, server: str, fresh: bool = False) -> EncodedJson:
+        """Return one server's module (`Shim`), from a fresh tool list if `fresh`.
+
+        Raises `CallFailed`.
+        """
         found = await self._servers.find_for_call(server)
         if fresh:
             with suppress(CallFailed):  # the stored tools, if any, are all that is known
                 await found.upstream.list_tools()
             await found.upstream.refresh_tools()
-        return await self._views.load_shim(found, await self._views.load_view(found))
+        return await self._views.load_shim(found)
 
     async def load_live_shim(self, server: str) -> Shim:
         """Start a server, if needed, and return the module of its tools; raises `CallFailed`."""
         found = await self._servers.find_for_call(server)
-        return await self._views.load_shim(found, await self._views.load_live_view(found))
+        await self._views.load_live_view(found)
+        shim: Shim = (await self._views.load_shim(found)).decode()
+        return shim
 
     async def examine_upstreams(self) -> list[UpstreamReport]:
         """Start every upstream and report its state, for `doctor`."""
@@ -346,7 +350,7 @@ class Catalog:
                 remedy,
                 (
                     *filter(None, [server.upstream.listing_note]),
-                    *(view.module.problems if view else ()),
+                    *(view.problems if view else ()),
                 ),
                 tuple(name for name, tool in tools.items() if not tool.declares_effect),
             )
@@ -361,7 +365,7 @@ class Catalog:
         hint = did_you_mean(name, view.tools)
         raise CallFailed(
             "unknown_tool",
-            f"{view.module.name} has no tool {name[:80]!r}. {hint}Tools: {listed}.",
+            f"{server.name} has no tool {name[:80]!r}. {hint}Tools: {listed}.",
             remedy=server.upstream.listing_note,
         )
 
@@ -383,9 +387,10 @@ class Catalog:
         """Save observed shapes whenever there are new ones; runs until it is cancelled."""
         await self._views.save_observations()
 
-    def close(self) -> None:
-        """Close the search indexes."""
+    async def close(self) -> None:
+        """Close the search indexes, and end what describes tools."""
         self._indexes.close()
+        await self._views.close()
 
 
 def build_listing(views: Mapping[str, ServerView]) -> list[ToolDescription]:
@@ -421,4 +426,4 @@ async def open_catalog(
             tasks.cancel_scope.cancel()
             with anyio.move_on_after(SAVE_TIMEOUT_S, shield=True):
                 await anyio.to_thread.run_sync(shims.save_observed, abandon_on_cancel=True)
-            catalog.close()
+                await catalog.close()

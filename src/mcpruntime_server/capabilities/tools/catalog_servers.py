@@ -6,18 +6,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict
 
 import anyio
 
 from ...errors import CallFailed
 from ...journal.call_scope import current_principal
+from ...journal.events import EncodedJson
 from ...protocol.library_names import TOOLS_NAMES
 from ...protocol.suggestions import did_you_mean
 from .catalog_tools import CatalogTool
 from .principal_upstreams import PrincipalUpstreams
 from .python_names import assign_names, describe_collisions
-from .shim_generator import ShimModule
 from .upstream import Upstream
 
 MAX_OWN_SERVERS = 1_000  # of all principals, with their views; the others are built again
@@ -26,25 +25,18 @@ MAX_NAMED_SERVERS = 50  # in an error about an unknown one
 ReportChange = Callable[[str, str | None], None]  # package, and the principal if it is its own
 
 
-class Shim(TypedDict):
-    """The generated module of one server."""
-
-    server: str
-    source: str
-    digest: str
-
-
 @dataclass(frozen=True)
 class ServerView:
     """One upstream's tools at one generation of its list and one revision of observed shapes.
 
-    `fetchers` are the names of tools that fetch from the network.
+    `problems` says which names of tools had to change. `fetchers` are the names of tools that fetch
+    from the network.
     """
 
     generation: int
     revision: int
     tools: dict[str, CatalogTool]
-    module: ShimModule
+    problems: tuple[str, ...]
     fetchers: tuple[str, ...]
 
 
@@ -57,7 +49,7 @@ class CatalogServer:
         self.file_name = f"{name}@{owner}" if owner else name  # of what is stored about it
         self.upstream = upstream
         self.view: ServerView | None = None
-        self.shim: tuple[ServerView, Shim] | None = None  # the module of a view, once it is needed
+        self.shim: tuple[ServerView, EncodedJson] | None = None  # of a view, once it is needed
         self.lock = anyio.Lock()
 
     @property

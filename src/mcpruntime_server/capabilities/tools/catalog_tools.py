@@ -7,27 +7,37 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NoReturn
 
-from mcp import types
+import mcp_types as types
 
 from ...errors import CallFailed
 from ...journal.events import Effect, canonical_json
 from ...protocol.payloads import ToolDescription
 from ...protocol.suggestions import did_you_mean, find_misspelled
 from .schema_annotations import SchemaDocument
-from .shim_generator import ToolShim
-from .tool_index import ToolRow
+from .shim_generator import ShimModule, ToolShim
+from .signatures import MAX_RECORD_CHARS, format_signature
+from .tool_index import MAX_INDEXED_CHARS, ToolRow
 
 EFFECT_HINTS = ("read_only_hint", "destructive_hint", "idempotent_hint")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CatalogTool:
-    """One tool, ready to be called; `parameters` and `required` hold the upstream's own names."""
+    """One tool, ready to be called, listed and found, without what only its module needs.
+
+    `parameters` and `required` hold the upstream's own names.
+    """
 
     upstream_name: str
-    shim: ToolShim
+    name: str
+    function_name: str
     signature: str  # as listings show it
-    parameters: frozenset[str]
+    full_signature: str  # with more fields of records; "" if there are no more
+    summary: str
+    description: str  # for searches, as the next two are
+    parameter_words: str
+    parameter_notes: str
+    parameters: tuple[str, ...]  # required ones first
     required: frozenset[str]
     accepts_extra: bool
     effect: Effect
@@ -39,9 +49,9 @@ class CatalogTool:
 
     def check_arguments(self, server: str, arguments: Mapping[str, Any]) -> None:
         """Raise `CallFailed` if a required argument is missing or an argument is unknown."""
-        names = [parameter.upstream_name for parameter in self.shim.parameters]
+        names = self.parameters
         for name in arguments:
-            if name in self.parameters:
+            if name in names:
                 continue
             if self.accepts_extra and not find_misspelled(name, names, arguments):
                 continue
@@ -53,32 +63,34 @@ class CatalogTool:
             self._raise_invalid_arguments(server, f"needs {', '.join(map(repr, missing))}.")
 
     def _raise_invalid_arguments(self, server: str, problem: str) -> NoReturn:
-        listed = ", ".join(p.upstream_name + "*" * p.is_required for p in self.shim.parameters)
+        listed = ", ".join(name + "*" * (name in self.required) for name in self.parameters)
         listing = f"Parameters: {listed} (* = required)." if listed else "It takes no parameters."
-        raise CallFailed("invalid_arguments", f"{server}.{self.shim.name} {problem} {listing}")
+        raise CallFailed("invalid_arguments", f"{server}.{self.name} {problem} {listing}")
 
 
-def build_catalog_tool(
-    tool: types.Tool, shim: ToolShim, signature: str, *, only_reads: bool = False
-) -> CatalogTool:
-    """Return `tool` with everything that is needed to check a call.
-
-    With `only_reads`, the user has declared that it changes nothing.
-    """
+def build_catalog_tool(tool: types.Tool, shim: ToolShim, module: ShimModule) -> CatalogTool:
+    """Return `tool` with everything that is needed to check, list and find it."""
     parts = SchemaDocument(tool.input_schema).object_schema(tool.input_schema)
     hints = tool.annotations or types.ToolAnnotations()
     schemas = canonical_json([tool.input_schema, tool.output_schema])
+    signature = format_signature(module, shim)
+    full_signature = format_signature(module, shim, MAX_RECORD_CHARS)
     return CatalogTool(
         upstream_name=tool.name,
-        shim=shim,
+        name=shim.name,
+        function_name=shim.function_name,
         signature=signature,
-        parameters=frozenset(parts.properties),
+        full_signature=full_signature if full_signature != signature else "",
+        summary=shim.summary,
+        description=shim.description.removeprefix(shim.summary)[:MAX_INDEXED_CHARS],
+        parameter_words=" ".join(each.name for each in shim.parameters)[:MAX_INDEXED_CHARS],
+        parameter_notes=" ".join(each.note for each in shim.parameters)[:MAX_INDEXED_CHARS],
+        parameters=tuple(each.upstream_name for each in shim.parameters),
         required=parts.required,
         accepts_extra=parts.accepts_extra,
-        effect="read" if only_reads else declared_effect(tool),
+        effect=declared_effect(tool),
         is_destructive=hints.destructive_hint is True and not hints.read_only_hint,
-        declares_effect=only_reads
-        or any(getattr(hints, name) is not None for name in EFFECT_HINTS),
+        declares_effect=any(getattr(hints, name) is not None for name in EFFECT_HINTS),
         is_closed_world=hints.open_world_hint is False,
         learns_results=not tool.output_schema,
         schema_digest=sha256(schemas.encode()).hexdigest(),
@@ -93,28 +105,27 @@ def declared_effect(tool: types.Tool) -> Effect:
     return "idempotent" if hints and hints.idempotent_hint else "write"
 
 
-def listing_entry(server: str, tool: CatalogTool) -> ToolDescription:
+def listing_entry(server: str, tool: CatalogTool, *, in_full: bool = False) -> ToolDescription:
     """Return one tool as an entry of a listing."""
-    shim = tool.shim
-    summary = shim.summary
-    if shim.function_name != shim.name:
-        summary = f"import {shim.function_name}: {summary}"
+    summary = tool.summary
+    if tool.function_name != tool.name:
+        summary = f"import {tool.function_name}: {summary}"
     return {
         "server": server,
-        "tool": shim.name,
-        "signature": tool.signature,
+        "tool": tool.name,
+        "signature": (in_full and tool.full_signature) or tool.signature,
         "summary": summary,
         "effect": tool.effect,
     }
 
 
-def index_row(server: str, shim: ToolShim) -> ToolRow:
+def index_row(server: str, tool: CatalogTool) -> ToolRow:
     """Return one tool as a row of the search index."""
     return ToolRow(
         server,
-        shim.name,
-        shim.summary,
-        shim.description.removeprefix(shim.summary),
-        " ".join(parameter.name for parameter in shim.parameters),
-        " ".join(parameter.note for parameter in shim.parameters),
+        tool.name,
+        tool.summary,
+        tool.description,
+        tool.parameter_words,
+        tool.parameter_notes,
     )

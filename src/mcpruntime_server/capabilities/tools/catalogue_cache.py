@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
-from mcp import types
+from pydantic_core import from_json
 
 from ...config import UpstreamSettings
 from ...journal.events import canonical_json
 from ...protocol.payloads import JsonObject
 from ..atomic_files import write_atomically
 from .credentials import collect_credentials
+from .listed_tools import ListedTool, list_tool, parse_tool
 
 FORMAT_VERSION = 1
 MAX_TOOLS = 10_000  # of one upstream; more is a mistake or an attack
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 class Catalogue:
     """The tools of one upstream; `listed_at` is the time (Unix) of the listing."""
 
-    tools: tuple[types.Tool, ...]
+    tools: tuple[ListedTool, ...]
     server_version: str
     listed_at: float
 
@@ -126,24 +126,10 @@ class CatalogueCache:
 
 
 def _format_entry(key: str, catalogue: Catalogue) -> bytes:
-    entry = {
-        "format": FORMAT_VERSION,
-        "key": key,
-        "version": catalogue.server_version[:MAX_VERSION_CHARS],
-        "tools": [dump_tool(tool) for tool in catalogue.tools],
-    }
-    return json.dumps(entry).encode()
-
-
-def dump_tool(tool: types.Tool) -> JsonObject:
-    """Return `tool` as the JSON data that its server sent."""
-    data: JsonObject = tool.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return data
-
-
-def parse_tool(data: Any) -> types.Tool:
-    """Return the tool that is described by JSON data; raises `ValueError`."""
-    return types.Tool.model_validate(data, by_name=False)
+    """Return an entry as JSON. The tools are text already: encoding them would hold up others."""
+    version = catalogue.server_version[:MAX_VERSION_CHARS]
+    head = json.dumps({"format": FORMAT_VERSION, "key": key, "version": version}).encode()
+    return b'%b, "tools": [%b]}' % (head[:-1], b", ".join(tool.text for tool in catalogue.tools))
 
 
 def _read_entry(path: Path) -> tuple[bytes, float]:
@@ -159,13 +145,13 @@ def _read_entry(path: Path) -> tuple[bytes, float]:
 
 def _parse_entry(data: bytes, key: str, listed_at: float) -> Catalogue:
     """Return the entry of `key` in `data`; raises `ValueError`."""
-    entry = json.loads(data)
+    entry = from_json(data)
     if not isinstance(entry, Mapping) or entry.get("format") != FORMAT_VERSION:
         raise ValueError("another format")
     tools, version = entry.get("tools"), entry.get("version")
     if entry.get("key") != key or not isinstance(version, str) or not isinstance(tools, list):
         raise ValueError("not the entry of this upstream")
-    parsed = tuple(map(parse_tool, tools))
+    parsed = tuple(list_tool(parse_tool(each)) for each in tools)
     if len(parsed) > MAX_TOOLS or len({tool.name for tool in parsed}) < len(parsed):
         raise ValueError("not a list of tools")
     return Catalogue(parsed, version[:MAX_VERSION_CHARS], listed_at)

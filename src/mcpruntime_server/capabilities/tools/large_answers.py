@@ -16,7 +16,7 @@ from typing import Any
 
 from mcp import MCPError, types
 
-from ...journal.events import EncodedJson, decode_json
+from ...journal.events import decode_json
 from ..framed_process import FramedProcess
 from ..redaction import Credentials
 from ..schema_checks import PreparedSchema
@@ -26,7 +26,7 @@ from .answer_protocol import (
     ResultRequest,
 )
 from .message_limits import LimitExceeded
-from .observed_shapes import Shape
+from .observed_shapes import LargeValue
 
 WORKER_MODULE = "mcpruntime_server.capabilities.tools.answer_worker"
 READ_TIMEOUT_S = 20.0  # for one answer, on a machine that may be busy; honest ones take 0.2 s
@@ -36,13 +36,6 @@ MAX_GROWTH = 8  # an answer in UTF-8 becomes so many times longer in ASCII, at m
 
 class OtherAnswer(Exception):
     """A line does not answer the request that it was read for."""
-
-
-@dataclass(frozen=True)
-class LargeValue(EncodedJson):
-    """The value of a call, and the schema that it follows."""
-
-    shape: Shape
 
 
 @dataclass(frozen=True)

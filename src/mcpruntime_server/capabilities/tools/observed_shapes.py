@@ -8,8 +8,11 @@ Rule 2: depth, width and the number of observed results are bounded.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+from ...journal.events import EncodedJson
 
 MAX_DEPTH = 6
 MAX_KEYS = 40  # of one object; one with more is a mapping
@@ -20,6 +23,13 @@ FIELD_NAME = re.compile(r"(?!.{0,40}\d{3})[A-Za-z_$][\w$ -]{0,39}", re.ASCII)
 JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 Shape = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LargeValue(EncodedJson):
+    """The value of a call that is not built here, and the schema that it follows."""
+
+    shape: Shape
 
 
 def infer_shape(value: Any) -> Shape:

@@ -6,15 +6,17 @@ schema, and its description says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mcp_types as types
+from pydantic_core import from_json, to_json
 
 from ...protocol.payloads import JsonSchema
 from ..schema_checks import PreparedSchema, SchemaChecker, SchemaCheckFailed
-from ..schema_cost import estimate_cost, find_excess, measure_size
+from ..schema_cost import SchemaCost, estimate_cost, find_excess, measure_size
+from .tool_results import has_result_wrapper
 
 MAX_WIDTH = 10_000  # comparisons that each part of an answer may need
 SCHEMAS_PER_SERVER = 20  # all schemas of a server may have so many times the parts of one
@@ -22,27 +24,32 @@ MAX_DESCRIPTION_CHARS = 3_000  # of a tool without one of its schemas, before th
 OPEN_SCHEMA = {"type": "object"}
 
 
-@dataclass(frozen=True)
-class BoundedTools:
-    """Tools whose schemas are within their bounds, and the output schemas, by tool."""
+@dataclass(frozen=True, slots=True)
+class DeclaredOutput:
+    """The output schema of a tool, as JSON text, and what comparing with it costs."""
 
-    tools: tuple[types.Tool, ...]
-    outputs: Mapping[str, PreparedSchema]
+    text: bytes
+    cost: SchemaCost
+    is_wrapped: bool  # results are wrapped in an object
+
+    def prepare(self) -> PreparedSchema:
+        """Return the schema, ready for comparisons."""
+        return PreparedSchema(from_json(self.text), self.cost)
 
 
 class ToolBounds:
-    """Bounds the schemas of one server's tools; a schema may have `max_parts` parts."""
+    """Bounds the schemas of one server's tools; a schema may have `max_parts` parts.
+
+    `outputs` are the output schemas within their bounds, by tool.
+    """
 
     def __init__(self, max_parts: int) -> None:
+        self.outputs: dict[str, DeclaredOutput] = {}
         self._max_parts = max_parts
         self._remaining_parts = max_parts * SCHEMAS_PER_SERVER
-        self._outputs: dict[str, PreparedSchema] = {}
 
-    def apply(self, tools: Sequence[types.Tool]) -> BoundedTools:
-        """Return `tools`, without schemas that exceed the bounds."""
-        return BoundedTools(tuple(map(self._bound_tool, tools)), self._outputs)
-
-    def _bound_tool(self, tool: types.Tool) -> types.Tool:
+    def bound_tool(self, tool: types.Tool) -> types.Tool:
+        """Return a tool without schemas that exceed the bounds."""
         changes: JsonSchema = {}
         notes = []
         if problem := self._find_problem(tool.input_schema):
@@ -73,32 +80,46 @@ class ToolBounds:
     def _prepare_output(self, tool: types.Tool) -> str:
         """Prepare the comparisons with an output schema; return why there are none, as a clause."""
         schema = tool.output_schema or {}
-        parts = measure_size(schema, self._max_parts).parts
-        prepared = PreparedSchema(schema, estimate_cost(schema, parts))
-        if prepared.cost.width is not None and prepared.cost.width > MAX_WIDTH:
+        cost = estimate_cost(schema, measure_size(schema, self._max_parts).parts)
+        if cost.width is not None and cost.width > MAX_WIDTH:
             return f"grows to more than {MAX_WIDTH:,} parts where its references are followed"
-        self._outputs[tool.name] = prepared
+        self.outputs[tool.name] = DeclaredOutput(to_json(schema), cost, has_result_wrapper(tool))
         return ""
 
 
 class OutputChecks:
-    """Compares the answers of one upstream with the output schemas of its tools."""
+    """Compares the answers of one upstream with the output schemas of its tools.
+
+    The data of a schema are built when its tool is called first.
+    """
 
     def __init__(self) -> None:
-        self._schemas: Mapping[str, PreparedSchema] = {}
+        self._declared: Mapping[str, DeclaredOutput] = {}
+        self._prepared: dict[str, PreparedSchema] = {}
         self._checker = SchemaChecker()
 
-    def replace_schemas(self, schemas: Mapping[str, PreparedSchema]) -> None:
+    def replace_schemas(self, declared: Mapping[str, DeclaredOutput]) -> None:
         """Compare with these output schemas, by tool, from now on."""
-        self._schemas = schemas
+        if declared != self._declared:
+            self._declared, self._prepared = declared, {}
 
     def find_schema(self, tool: str) -> PreparedSchema | None:
         """Return the output schema of a tool, if it has one."""
-        return self._schemas.get(tool)
+        declared = self._declared.get(tool)
+        if declared is None:
+            return None
+        if tool not in self._prepared:
+            self._prepared[tool] = declared.prepare()
+        return self._prepared[tool]
+
+    def has_wrapper(self, tool: str) -> bool:
+        """Return whether the results of a tool are wrapped in an object."""
+        declared = self._declared.get(tool)
+        return declared is not None and declared.is_wrapped
 
     async def check(self, tool: str, result: types.CallToolResult) -> None:
         """Raise `ValueError` if a result does not follow the tool's output schema."""
-        prepared = self._schemas.get(tool)
+        prepared = self.find_schema(tool)
         if prepared is None or result.is_error:
             return
         if "structured_content" not in result.model_fields_set:

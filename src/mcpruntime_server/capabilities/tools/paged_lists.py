@@ -6,18 +6,15 @@ nothing new ends it. What was listed until then is kept, and `cut` says that mor
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint
 from mcp import MCPError, types
 from pydantic import BaseModel
 
 from ...config import UpstreamSettings
-from ..schema_checks import SLICE_S
 from .large_answers import ListPage, PageBounds
 from .message_limits import LIMIT_ERROR_CODE, MB, LimitExceeded
 
@@ -26,6 +23,7 @@ LISTING_TIME_SHARE = 0.5  # of the time that a call may take
 
 FetchPage = Callable[[str, str | None, PageBounds], Awaitable[ListPage]]  # of a list, at a cursor
 ItemT = TypeVar("ItemT", bound=BaseModel)
+KeptT = TypeVar("KeptT")
 
 
 @dataclass(frozen=True)
@@ -87,28 +85,36 @@ class ListingCut:
 
 
 @dataclass(frozen=True)
-class FetchedList(Generic[ItemT]):
+class FetchedList(Generic[KeptT]):
     """What an upstream has listed, and why there is no more if it had a next page."""
 
-    items: tuple[ItemT, ...]
+    items: tuple[KeptT, ...]
     cut: ListingCut | None = None
 
 
-class PagedList(Generic[ItemT]):
-    """The items on the pages of one listing, as many as the settings allow."""
+class PagedList(Generic[ItemT, KeptT]):
+    """The items on the pages of one listing, as many as the settings allow.
+
+    `keep` is called in a thread, and returns what is kept of an item.
+    """
 
     def __init__(
-        self, kind: ListKind[ItemT], settings: UpstreamSettings, fetch_page: FetchPage
+        self,
+        kind: ListKind[ItemT],
+        settings: UpstreamSettings,
+        fetch_page: FetchPage,
+        keep: Callable[[ItemT], KeptT],
     ) -> None:
         self._kind = kind
         self._settings = settings
         self._fetch_page = fetch_page
+        self._keep = keep
         self._max_items: int = getattr(settings, kind.max_items)
         self._max_mb: int = getattr(settings, kind.max_mb)
-        self._found: dict[str, ItemT] = {}
+        self._found: dict[str, KeptT] = {}
         self._bytes = 0
 
-    async def fetch(self) -> FetchedList[ItemT]:
+    async def fetch(self) -> FetchedList[KeptT]:
         """Return the items that a connected server lists; raises what its client raises."""
         limit_s = self._settings.timeout_s * LISTING_TIME_SHARE
         cut: ListingCut | None = ListingCut(f"it takes longer than {limit_s:g} s", "timeout_s")
@@ -144,26 +150,25 @@ class PagedList(Generic[ItemT]):
         return ListingCut(f"it has more than {self._settings.max_pages:,} pages", "max_pages")
 
     async def _take_page(self, cursor: str | None) -> tuple[str | None, ListingCut | None]:
-        """Take in one page; return where the next one begins, and whether a bound is reached.
+        """Take in one page; return where the next one begins, and whether a bound is reached."""
+        bounds = page_bounds(self._kind, self._settings)
+        page = await self._fetch_page(self._kind.key, cursor, bounds)
+        cut = await anyio.to_thread.run_sync(self._take_items, page.items)
+        return None if cut else page.next_cursor, cut
 
-        Others have their turn in between: a page may have thousands of items.
-        """
+    def _take_items(self, items: Iterable[Any]) -> ListingCut | None:
+        """Take in items, in a thread: there may be thousands. Return whether a bound is reached."""
         kind = self._kind
-        page = await self._fetch_page(kind.key, cursor, page_bounds(kind, self._settings))
-        slice_end = perf_counter() + SLICE_S
-        for listed in page.items:
+        for listed in items:
             item, size = parse_item(kind.item, listed)
             key = kind.find_key(item)
             if key not in self._found and len(self._found) == self._max_items:
-                return None, ListingCut(f"it has more than {self._max_items:,}", kind.max_items)
+                return ListingCut(f"it has more than {self._max_items:,}", kind.max_items)
             self._bytes += size
             if self._bytes > self._max_mb * MB:
-                return None, ListingCut(f"it has more than {self._max_mb:,} MB", kind.max_mb)
-            self._found[key] = item
-            if perf_counter() > slice_end:
-                await checkpoint()
-                slice_end = perf_counter() + SLICE_S
-        return page.next_cursor, None
+                return ListingCut(f"it has more than {self._max_mb:,} MB", kind.max_mb)
+            self._found[key] = self._keep(item)
+        return None
 
 
 def parse_item(item_type: type[ItemT], listed: Any) -> tuple[ItemT, int]:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
-from mcp import types
 
 from ...errors import CallFailed
-from .catalog_servers import CatalogServer, ServerView, Shim
-from .catalog_tools import CatalogTool, build_catalog_tool
+from ...journal.events import EncodedJson
+from .catalog_servers import CatalogServer, ServerView
+from .catalog_tools import CatalogTool
+from .listed_tools import ListedTool
 from .repeatable_event import RepeatableEvent
-from .shim_generator import describe_module, render_shim, source_digest
+from .server_description import (
+    DescribedServer,
+    DescriptionProcess,
+    ListedServer,
+    describe_server,
+    encode_shapes,
+    render_module,
+)
 from .shim_store import ShimStore
-from .signatures import format_signature
 from .upstream import Upstream
 
 START_TIMEOUT_S = 20.0  # for an upstream to start for a search or a listing; else it is left out
@@ -36,6 +44,11 @@ class ViewLoader:
         self._shims = shims
         self._declares_read = declares_read
         self._observations_changed = RepeatableEvent()
+        self._process = DescriptionProcess()
+
+    async def close(self) -> None:
+        """End what describes long lists of tools."""
+        await self._process.close()
 
     async def load_views(
         self, names: Mapping[str, CatalogServer]
@@ -62,7 +75,10 @@ class ViewLoader:
                     return
             if note := upstream.listing_note:
                 problems[server.name] = note
-            views[server.name] = await self.load_view(server)
+            try:
+                views[server.name] = await self.load_view(server)
+            except CallFailed as error:
+                problems[server.name] = str(error)
 
         async with anyio.create_task_group() as tasks:
             for server in names.values():
@@ -77,8 +93,11 @@ class ViewLoader:
         async def load(server: CatalogServer) -> None:
             if problem := await self._wait_for_tools(server, START_TIMEOUT_S):
                 problems[server.name] = problem
-            else:
+                return
+            try:
                 await self.load_live_view(server)
+            except CallFailed as error:
+                problems[server.name] = str(error)
 
         async with anyio.create_task_group() as tasks:
             for server in names.values():
@@ -118,51 +137,71 @@ class ViewLoader:
             if view is None or (view.generation, view.revision) != (generation, revision):
                 tools = server.upstream.known_tools or tools
                 started = time.perf_counter()
-                built = await anyio.to_thread.run_sync(
-                    self._build_view, server, tools, generation, revision
+                described = await self._describe(server, tools)
+                view = await anyio.to_thread.run_sync(
+                    self._build_view, server.name, described, generation, revision
                 )
-                server.view = view = built
+                server.view = view
                 server.upstream.add_listing_cost(time.perf_counter() - started)
             return view
 
+    async def _describe(
+        self, server: CatalogServer, tools: Sequence[ListedTool]
+    ) -> DescribedServer:
+        listed = await self._list_server(server, tools)
+        if not listed.is_long:
+            return await anyio.to_thread.run_sync(describe_server, listed)
+        try:
+            return await self._process.describe(listed)
+        except ValueError as error:
+            raise_not_described(server, error)
+
+    async def _render(self, server: CatalogServer) -> EncodedJson:
+        listed = await self._list_server(server, server.upstream.known_tools or ())
+        if not listed.is_long:
+            return await anyio.to_thread.run_sync(render_module, listed, self._shims)
+        try:
+            return await self._process.render(listed, self._shims.folder)
+        except ValueError as error:
+            raise_not_described(server, error)
+
+    async def _list_server(
+        self, server: CatalogServer, tools: Sequence[ListedTool]
+    ) -> ListedServer:
+        observed = self._shims.observed_shapes(server.file_name)
+        shapes = await anyio.to_thread.run_sync(encode_shapes, tools, observed)
+        return ListedServer(server.name, server.upstream.name, server.file_name, tools, shapes)
+
     def _build_view(
-        self, server: CatalogServer, tools: tuple[types.Tool, ...], generation: int, revision: int
+        self, server: str, described: DescribedServer, generation: int, revision: int
     ) -> ServerView:
-        """Build the view of one generation.
-
-        This runs in a thread, because a hostile tool list may take a while.
-        """
-        module = describe_module(
-            server.name, server.upstream.name, tools, self._shims.observed_shapes(server.file_name)
-        )
-        by_name = {
-            shim.name: build_catalog_tool(
-                tool,
-                shim,
-                format_signature(module, shim),
-                only_reads=self._declares_read(f"{server.name}.{shim.name}"),
-            )
-            for tool, shim in zip(tools, module.tools, strict=True)
-        }
-        fetchers = (name for name in by_name if FETCHING.search(name))
+        """Build the view of one generation, in a thread: there may be thousands of tools."""
+        tools: dict[str, CatalogTool] = {}
+        for tool in described.tools:
+            only_reads = self._declares_read(f"{server}.{tool.name}")
+            declared = replace(tool, effect="read", declares_effect=True) if only_reads else tool
+            tools[tool.name] = declared
+        fetchers = (name for name in tools if FETCHING.search(name))
         return ServerView(
-            generation, revision, by_name, module, tuple(islice(fetchers, MAX_FETCHERS))
+            generation,
+            revision,
+            tools,
+            described.problems,
+            tuple(islice(fetchers, MAX_FETCHERS)),
         )
 
-    async def load_shim(self, server: CatalogServer, view: ServerView) -> Shim:
-        """Return the module of a view, which is generated once."""
+    async def load_shim(self, server: CatalogServer) -> EncodedJson:
+        """Return the module of the tools that are known (`Shim`), which is generated once.
+
+        Raises `CallFailed`.
+        """
+        view = await self.load_view(server)
         async with server.lock:
             if server.shim is None or server.shim[0] is not view:
                 started = time.perf_counter()
-                built = await anyio.to_thread.run_sync(self._build_shim, server, view)
-                server.shim = (view, built)
+                server.shim = (view, await self._render(server))
                 server.upstream.add_listing_cost(time.perf_counter() - started)
             return server.shim[1]
-
-    def _build_shim(self, server: CatalogServer, view: ServerView) -> Shim:
-        name, source = view.module.name, render_shim(view.module)
-        self._shims.save_shim(server.file_name, source)
-        return {"server": name, "source": source, "digest": source_digest(source)}
 
     def observe_result(self, server: CatalogServer, tool: CatalogTool, value: Any) -> None:
         """Learn the shape of a result, if the tool declares none."""
@@ -184,3 +223,12 @@ def describe_listing_problem(upstream: Upstream, problem: object) -> str:
         return str(problem)
     listed = datetime.fromtimestamp(upstream.preloaded_at, UTC)
     return f"{problem} Its tools are those of {listed:%Y-%m-%d %H:%M} UTC; calls fail."
+
+
+def raise_not_described(server: CatalogServer, problem: ValueError) -> NoReturn:
+    """Raise why the tools of a server cannot be described."""
+    raise CallFailed(
+        "too_large",
+        f"The tools of {server.name} cannot be described: {problem}.",
+        remedy=f"Lower `tools_mb` under [mcpServers.{server.upstream.name}], or try again.",
+    ) from None

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import write_atomically
-from .large_answers import LargeValue
-from .observed_shapes import MAX_RESULTS, Shape, infer_shape, merge_shapes
+from .observed_shapes import MAX_RESULTS, LargeValue, Shape, infer_shape, merge_shapes
 
 OBSERVED_SUFFIX = ".observed.json"
 SHAPE_KEYWORDS = frozenset({"type", "items", "properties", "required", "additionalProperties"})
@@ -33,6 +32,11 @@ class ShimStore:
         self._revisions: dict[str, int] = {}
         self._observed_counts: dict[tuple[str, str], int] = {}
         self._unsaved_servers: set[str] = set()
+
+    @property
+    def folder(self) -> Path:
+        """Where the shims are."""
+        return self._folder
 
     def load_observed(self) -> None:
         """Read the observed shapes; an invalid file is ignored."""

@@ -6,32 +6,22 @@ Rule: a new generation begins only when the tools are others than before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import anyio
 from mcp import Client, types
 
 from ...config import UpstreamSettings
 from ..redaction import Credentials
-from ..schema_checks import PreparedSchema
-from .catalogue_cache import Catalogue, CatalogueCache, dump_tool, parse_tool
+from .catalogue_cache import Catalogue, CatalogueCache
 from .large_answers import ToolContract
+from .listed_tools import ListedTool, dump_tool, list_tool, parse_tool
 from .output_checks import OutputChecks, ToolBounds
 from .paged_lists import TOOLS, FetchPage, ListingCut, PagedList
 from .repeatable_event import RepeatableEvent
-from .tool_results import has_result_wrapper
 
 SAVE_INTERVAL_S = 1.0  # at least, between two tool lists that are stored
-
-
-@dataclass(frozen=True)
-class PreparedTools:
-    """Tools as the catalogue gets them, their output schemas, and whether they are new."""
-
-    tools: tuple[types.Tool, ...]
-    outputs: Mapping[str, PreparedSchema]
-    is_new: bool
 
 
 class UpstreamToolList:
@@ -44,16 +34,15 @@ class UpstreamToolList:
         self.output_checks = OutputChecks()
         self._settings = settings
         self._credentials = credentials
-        self._tools: tuple[types.Tool, ...] | None = None
+        self._tools: tuple[ListedTool, ...] | None = None
         self._preloaded_at: float | None = None
-        self._wrapped_tools: frozenset[str] = frozenset()
         self._listeners: list[Callable[[], None]] = []
         self._fetching = anyio.Lock()
         self._listed = RepeatableEvent()
         self._unsaved: Catalogue | None = None
 
     @property
-    def tools(self) -> tuple[types.Tool, ...] | None:
+    def tools(self) -> tuple[ListedTool, ...] | None:
         """The tools of the last listing, which may be of an earlier process; None without one."""
         return self._tools
 
@@ -64,7 +53,7 @@ class UpstreamToolList:
 
     def has_wrapper(self, tool: str) -> bool:
         """Return whether the results of a tool are wrapped in an object."""
-        return tool in self._wrapped_tools
+        return self.output_checks.has_wrapper(tool)
 
     def find_contract(self, tool: str) -> ToolContract:
         """Return what a tool has declared of its results."""
@@ -89,31 +78,26 @@ class UpstreamToolList:
             await self._fetch_and_replace(client, fetch_page)
 
     async def _fetch_and_replace(self, client: Client, fetch_page: FetchPage) -> None:
-        fetched = await PagedList(TOOLS, self._settings, fetch_page).fetch()
-        prepared = await anyio.to_thread.run_sync(self._prepare, fetched.items, self._tools)
-        self.output_checks.replace_schemas(prepared.outputs)
+        bounds = ToolBounds(self._settings.max_schema_parts)
+        keep = partial(self._keep_tool, bounds)
+        fetched = await PagedList(TOOLS, self._settings, fetch_page, keep).fetch()
+        self.output_checks.replace_schemas(bounds.outputs)
         self.cut = fetched.cut
-        if prepared.is_new:
-            self._replace(prepared.tools)
+        if fetched.items != self._tools:
+            self._replace(fetched.items)
         if self.live_since is None:
             self.live_since = self.generation
-        tools = prepared.tools
         server = client.server_info
         version = self._credentials.redact_text(server.version) if server else ""
-        self._unsaved = Catalogue(tools, version, time.time())
+        self._unsaved = Catalogue(self._tools or (), version, time.time())
         self._listed.set()
 
-    def _prepare(
-        self, listed: Sequence[types.Tool], known: tuple[types.Tool, ...] | None
-    ) -> PreparedTools:
-        """Return the listed tools within their bounds, in a thread: there may be thousands."""
-        bounded = ToolBounds(self._settings.max_schema_parts).apply(listed)
-        tools = tuple(map(self._redact_tool, bounded.tools))
-        return PreparedTools(tools, bounded.outputs, is_new=tools != known)
+    def _keep_tool(self, bounds: ToolBounds, tool: types.Tool) -> ListedTool:
+        """Return what is kept of a listed tool; raises `ValidationError`."""
+        return list_tool(self._redact_tool(bounds.bound_tool(tool)))
 
-    def _replace(self, tools: tuple[types.Tool, ...]) -> None:
+    def _replace(self, tools: tuple[ListedTool, ...]) -> None:
         self._tools = tools
-        self._wrapped_tools = frozenset(tool.name for tool in tools if has_result_wrapper(tool))
         self.generation += 1
         for listener in self._listeners:
             listener()

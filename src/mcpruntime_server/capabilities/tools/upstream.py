@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-from mcp import Client, types
+from mcp import Client
 
 from ...config import UpstreamSettings
 from ...errors import CallFailed
@@ -27,6 +27,7 @@ from .connection_supervisor import (
 )
 from .credentials import collect_credentials
 from .large_answers import LargeResult
+from .listed_tools import ListedTool
 from .paged_lists import FetchedList, ItemT, ListKind, PagedList
 from .stderr_log import StderrTail, log_path
 from .tool_list import UpstreamToolList
@@ -145,7 +146,7 @@ class Upstream:
         return self._tool_list.generation
 
     @property
-    def known_tools(self) -> tuple[types.Tool, ...] | None:
+    def known_tools(self) -> tuple[ListedTool, ...] | None:
         """The tools of the last listing, or None if there was none.
 
         Before the first connection, these are the tools of an earlier process, if they are stored.
@@ -176,7 +177,7 @@ class Upstream:
         """Call `listener` whenever the tool list changes."""
         self._tool_list.add_listener(listener)
 
-    async def list_tools(self) -> tuple[types.Tool, ...]:
+    async def list_tools(self) -> tuple[ListedTool, ...]:
         """Return the tools as this process listed them last; the first call connects.
 
         Raises `CallFailed`.
@@ -234,7 +235,8 @@ class Upstream:
         async def fetch(connection: UpstreamConnection) -> FetchedList[ItemT]:
             if connection.client.server_capabilities.resources is None:
                 return FetchedList(())
-            return await PagedList(kind, self.settings, connection.fetch_page).fetch()
+            fetched = PagedList(kind, self.settings, connection.fetch_page, lambda item: item)
+            return await fetched.fetch()
 
         return await self._calls.send(f"the list of {kind.words}", fetch)
 

@@ -58,7 +58,7 @@ class ViewIndex:
 
     def _index_view(self, name: str, view: ServerView) -> None:
         """Index the tools of a view, in a thread: there may be thousands."""
-        rows = [index_row(name, tool.shim) for tool in view.tools.values()]
+        rows = [index_row(name, tool) for tool in view.tools.values()]
         self._index.replace_server(name, rows)
 
     def close(self) -> None:
