@@ -56,18 +56,23 @@ def format_row(row: Mapping[str, Any]) -> list[str]:
 
     def format_figure(value: float | None) -> str:
         if value is None or row["kind"] == "value":
-            return "-" if value is None else f"{value:.4g} {unit}"
+            return "-" if value is None else format_quantity(value, unit)
         return f"{value:.2f}x" if row["kind"] == "ratio" else f"{value:+.3g} {unit}"
 
     return [
         row["title"],
-        f"{row['ours']['p50']:.4g} {unit}",
-        f"{baseline['p50']:.4g} {unit}" if baseline else "-",
+        format_quantity(row["ours"]["p50"], unit),
+        format_quantity(baseline["p50"], unit) if baseline else "-",
         row["baseline_is"],
         format_figure(row["figure"]),
         format_figure(row["bound"]),
         {None: "-", True: "yes", False: "**no**"}[row["met"]],
     ]
+
+
+def format_quantity(value: float, unit: str) -> str:
+    """Return a measured value with four digits, or whole."""
+    return f"{value:,.0f} {unit}" if value >= 1_000 else f"{value:.4g} {unit}"
 
 
 REVIEW_NOTE = """\
@@ -374,16 +379,16 @@ def write_density(results: Sequence[SuiteResult], plots: Path) -> str:
     rows = [
         [
             each.name,
-            f"{statistics.median(each.samples):.4g} {each.unit}",
-            f"{percentile(each.samples, 0.99):.4g} {each.unit}",
+            format_quantity(statistics.median(each.samples), each.unit),
+            format_quantity(percentile(each.samples, 0.99), each.unit),
         ]
         for each in result.measurements
     ]
     facts = result.details
     text = (
         f"{facts['sessions']} sessions were live at once, each with its sandbox. "
-        f"In {facts['soak_s']:.0f} s of steady work ({facts['soak_runs']} runs) the memory of the "
-        f"server changed by {facts['slope_kb_per_minute']:+.0f} kB a minute.\n"
+        f"In {facts['soak_s']:.0f} s of steady work ({facts['soak_runs']:,} runs) the memory of "
+        f"the server changed by {facts['slope_kb_per_minute']:+,.0f} kB a minute.\n"
     )
     table = markdown_table(("what", "median", "p99"), rows)
     command = "python -m bench run density"

@@ -32,6 +32,10 @@ PASSES = 2
 SAMPLES = {"starts": 3, "runs": 50, "rounds": 5}
 QUICK_SAMPLES = {"starts": 1, "runs": 10, "rounds": 2}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# Folders and addresses of this machine, which mean nothing elsewhere.
+LOCAL_PLACE = re.compile(
+    r"\s*\bat file://\S+?(?=Stack|\s|$)|\s*\bon \d+(?:\.\d+){3}:\d+|Stack backtrace.*"
+)
 MAX_REASON_CHARS = 240
 
 
@@ -72,7 +76,7 @@ def measure_rival(name: str, samples: Mapping[str, int]) -> dict[str, Any]:
     if done.returncode:
         lines = ANSI.sub("", done.stderr).strip().splitlines() or ["no message"]
         last = lines[-1][max(0, lines[-1].rfind("error:")) :]
-        raise CannotRun(last[:MAX_REASON_CHARS])
+        raise CannotRun(LOCAL_PLACE.sub("", last)[:MAX_REASON_CHARS])
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
