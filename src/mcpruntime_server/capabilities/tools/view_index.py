@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -53,7 +54,9 @@ class ViewIndex:
             known = self._indexed.get(name)
             is_listed = known and (known[0], known[1].generation) == (server, view.generation)
             if not is_listed:
+                started = time.perf_counter()
                 await anyio.to_thread.run_sync(self._index_view, name, view)
+                server.upstream.add_listing_cost(time.perf_counter() - started)
             self._indexed[name] = server, view
 
     def _index_view(self, name: str, view: ServerView) -> None:
