@@ -11,6 +11,8 @@ import pytest
 from mcp import MCPError
 from mcp.types import TextResourceContents
 
+from mcpruntime_server.server.mcp_server import MAX_PROMPT_CHARS
+
 from ..helpers.server_connection import ServerConnection, connect_server, write_settings
 
 CODE = '''
@@ -121,6 +123,14 @@ async def test_a_prompt_names_the_skills_for_a_task(server: ServerConnection) ->
     assert text.startswith("sum up the numbers of a form\n")
     assert "- add_up(numbers: list) -> int" in text
     assert "- pdf_forms  # guide: Fills in PDF forms." in text
+
+
+async def test_a_prompt_refuses_a_long_task(server: ServerConnection) -> None:
+    task = "sum up " + "x" * MAX_PROMPT_CHARS
+    with pytest.raises(MCPError, match="at most 100,000 characters"):
+        await server.client.get_prompt("with_skills", {"task": task})
+    result = await server.client.get_prompt("with_skills", {"task": task[:MAX_PROMPT_CHARS]})
+    assert "add_up" in str(result.messages[0].content)
 
 
 async def test_code_reads_a_guide_and_runs_its_scripts(server: ServerConnection) -> None:

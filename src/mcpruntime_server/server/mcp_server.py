@@ -63,6 +63,7 @@ InputItem = Annotated[Any, WithJsonSchema(INPUT_SCHEMA)]  # `resolve_context` ch
 MAX_PACKAGE_TOKENS = 85
 MAX_PACKAGE_TOKENS_WITH_ASK = 18  # when `ask_llm` is listed, too
 MAX_TIMEOUT_S = 86_400  # that a request may set
+MAX_PROMPT_CHARS = 100_000  # of an argument of a prompt, which the answer repeats
 
 SERVER_INSTRUCTIONS = """\
 Write Python and run it with run_code; the interpreter keeps variables, imports and files \
@@ -351,7 +352,7 @@ class RuntimeMcpServer(MCPServer[Any]):
         arguments: dict[str, Any] | None = None,
         context: Context[Any] | None = None,
     ) -> GetPromptResult | InputRequiredResult:
-        """Return a prompt; raises `MCPError` for one that is not there, or lacks arguments."""
+        """Return a prompt; raises `MCPError` for an unknown name, or arguments that do not fit."""
         prompts = {each.name: each for each in await self.list_prompts()}
         if name not in prompts:
             listed = ", ".join(prompts) or "none"
@@ -361,6 +362,9 @@ class RuntimeMcpServer(MCPServer[Any]):
         needed = [each.name for each in prompts[name].arguments or () if each.required]
         if missing := [each for each in needed if each not in (arguments or {})]:
             raise MCPError(INVALID_PARAMS, f"The prompt {name} needs {', '.join(missing)}.")
+        if any(len(text) > MAX_PROMPT_CHARS for text in (arguments or {}).values()):
+            limit = f"An argument of a prompt has at most {MAX_PROMPT_CHARS:,} characters."
+            raise MCPError(INVALID_PARAMS, limit)
         return await super().get_prompt(name, arguments, context)
 
     async def call_tool(

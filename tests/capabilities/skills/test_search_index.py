@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcpruntime_server.capabilities.skills.model import Skill
-from mcpruntime_server.capabilities.skills.search_index import SkillIndex
+from mcpruntime_server.capabilities.skills.search_index import MAX_QUERY_CHARS, SkillIndex
 
 SOURCE = 'def run(city: str = "Oslo") -> str:\n    """Greet."""\n    return city.upper()\n'
 
@@ -22,3 +22,9 @@ def test_a_search_ranks_by_score_and_weight() -> None:
     ]
     assert index.search(skills, "'--", 3) == []
     assert index.search({"city_totals": totals}, "city", 3) == ["city_totals"]
+
+
+def test_only_the_beginning_of_a_long_query_counts() -> None:
+    index, skills = SkillIndex(), {"greet_city": skill("greet_city")}
+    assert index.search(skills, "greet" + '"' * MAX_QUERY_CHARS, 3) == ["greet_city"]
+    assert index.search(skills, '"' * MAX_QUERY_CHARS + "greet", 3) == []

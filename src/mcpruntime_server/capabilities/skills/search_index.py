@@ -13,6 +13,7 @@ from .guides import Guide
 from .model import Skill
 
 MAX_BODY_CHARS = 20_000  # of code, or of a guide's text
+MAX_QUERY_CHARS = 10_000  # splitting more of it into words would keep others waiting
 MAX_RANKED = 50  # matches that are weighted by their usage
 
 
@@ -36,10 +37,10 @@ class SkillIndex:
     ) -> list[str]:
         """Return the names of those of `skills` that match any word of `query`, best first.
 
-        `weight` returns the factor of a name's score.
+        Of a long query, only the beginning counts. `weight` returns the factor of a name's score.
         """
         self._update(skills)
-        expression = match_any(split_words(query))
+        expression = match_any(split_words(query[:MAX_QUERY_CHARS]))
         if not expression:
             return []
         rows = self._db.execute(
