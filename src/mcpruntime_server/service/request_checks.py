@@ -2,6 +2,9 @@
 
 A web page can make a browser send requests to this machine, under a name that it controls (DNS
 rebinding). The headers Host and Origin say so.
+
+A body that is not small is counted, parsed and acted on in milliseconds, during which nobody else
+is served. So of all such requests one works in each pass of the event loop, whatever their number.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 from itertools import chain
 from urllib.parse import urlsplit
 
+import anyio
+from anyio.lowlevel import checkpoint
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,6 +27,7 @@ from ..protocol.json_limits import ValueCounter
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY_BYTES = 4 << 20  # as the MCP SDK has it
 MAX_BODY_VALUES = 20_000  # JSON values: the SDK parses and checks them in one turn of the loop
+SMALL_BODY_BYTES = 4 * 1024  # a shorter body has a few hundred values at most
 MAX_HEADER_BYTES = 32 * 1024  # of the first line and the headers; the token may take half of it
 MAX_HEADERS = 100
 TOO_LARGE = f"A body has at most {MAX_BODY_BYTES:,} bytes."
@@ -48,6 +54,7 @@ class RequestChecks:
     def __init__(self, app: ASGIApp, security: TransportSecuritySettings) -> None:
         self._app = app
         self._headers = TransportSecurityMiddleware(security)
+        self._pace = BodyPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -62,8 +69,8 @@ class RequestChecks:
             await refusal(scope, receive, send)
             return
         size = declared_bytes(scope)
-        if size > MAX_BODY_VALUES:  # a shorter body has no more values than bytes
-            receive = BoundedBody(receive, size).receive
+        if size > SMALL_BODY_BYTES:
+            receive = BoundedBody(receive, size, self._pace).receive
         await self._app(scope, receive, send)
 
 
@@ -84,11 +91,24 @@ def declared_bytes(scope: Scope) -> int:
     return int(declared[:20]) if declared.isdecimal() else 0
 
 
+class BodyPace:
+    """Lets requests with bodies that are not small work one after the other."""
+
+    def __init__(self) -> None:
+        self._next = anyio.Lock(fast_acquire=True)
+
+    async def wait_for_turn(self) -> None:
+        """Wait until everybody else has had a turn, and the bodies that waited before."""
+        async with self._next:
+            await checkpoint()
+
+
 class BoundedBody:
     """The body of a request, which ends in an error when it is too large or has too many values."""
 
-    def __init__(self, receive: Receive, declared_bytes: int) -> None:
+    def __init__(self, receive: Receive, declared_bytes: int, pace: BodyPace) -> None:
         self._receive = receive
+        self._pace = pace
         self._problem = TOO_LARGE if declared_bytes > MAX_BODY_BYTES else ""
         self._received = 0
         self._values = ValueCounter()
@@ -97,7 +117,9 @@ class BoundedBody:
         """Return the next part of the body; raises `HTTPException`."""
         if not self._problem:  # else the client need not send it
             message = await self._receive()
-            self._count(message.get("body", b""))
+            if message["type"] == "http.request":  # what follows it is the end of its connection
+                await self._pace.wait_for_turn()
+                self._count(message["body"])
         if self._problem:
             raise HTTPException(413, self._problem)
         return message
