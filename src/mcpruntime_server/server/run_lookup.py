@@ -30,6 +30,7 @@ class RunLookup:
         self.principal = principal
         self._runtime = runtime
         self._journal = runtime.journal
+        self._loading = anyio.Lock(fast_acquire=True)
 
     async def find_run(self, run_id: str) -> FoundRun:
         """Return an active run with its session, or else the report of the run; raises `NotFound`.
@@ -44,7 +45,10 @@ class RunLookup:
             with suppress(Unavailable):  # another server executes it
                 await self._runtime.open_session(session.id, self.principal)
             active = self.find_active_run(run_id)
-        return active or await load_report(self._journal, run_id)
+        if active is not None:
+            return active
+        async with self._loading:  # one report at a time: each may have megabytes
+            return await load_report(self._journal, run_id)
 
     def find_active_run(self, run_id: str) -> tuple[Session, Run] | None:
         """Return a run that this server executes or has queued, with its session."""
