@@ -74,6 +74,7 @@ async def test_only_large_data_is_encoded() -> None:
         assert await encode_if_large(small) is small
     encoded = EncodedJson(b"1")
     assert await encode_if_large(encoded) is encoded
+    assert isinstance(await encode_if_large([{"k": 1}] * 5_000), EncodedJson)  # takes as long
     large = await encode_if_large("x" * (MAX_TURN_CHARS + 1))
     assert isinstance(large, EncodedJson)
     assert large.decode() == "x" * (MAX_TURN_CHARS + 1)

@@ -18,19 +18,26 @@ from .events import EncodedJson, encode_json
 TURN_S = 0.001  # of encoding, before others have their turn
 MAX_TURN_CHARS = 256 * 1024  # of JSON data that is worked on at once; for more, others have turns
 PIECE_CHARS = 64 * 1024  # of JSON data that is encoded at once
-PIECE_ITEMS = 1_000  # of a list or an object
+PIECE_ITEMS = 250  # of a list or an object
+VALUE_CHARS = 8  # of a value that is no text, about
+ENCODED_CHARS = 32  # of text, in whose time the encoder writes a value of a list or an object
 NUMBERS = frozenset((int, float, bool, type(None)))
 
 
-def measure_json(value: Any, limit: int) -> int:
-    """Return about how many characters JSON data has; no longer exact beyond `limit`."""
+def measure_json(value: Any, limit: int, value_chars: int = VALUE_CHARS) -> int:
+    """Return about how many characters JSON data has; beyond `limit`, only that it has more.
+
+    Each value in a list or an object counts as `value_chars`, and a text as its length, too.
+    """
     size, waiting = 0, [value]
     while waiting and size <= limit:
         item = waiting.pop()
-        size += len(item) if isinstance(item, str) else 8
-        if isinstance(item, dict | list):
-            if size + 2 * len(item) > limit:  # a comma and a character each, at least
-                return size + 2 * len(item)
+        if isinstance(item, str):
+            size += len(item)
+        elif isinstance(item, dict | list):
+            size += value_chars * len(item)
+            if size > limit:  # before as many values are looked at
+                break
             if isinstance(item, dict):
                 size += sum(map(len, item))
                 waiting += item.values()
@@ -39,9 +46,14 @@ def measure_json(value: Any, limit: int) -> int:
     return size
 
 
+def takes_longer(value: Any, chars: int) -> bool:
+    """Return whether to encode JSON data takes longer than so many characters of text."""
+    return measure_json(value, chars, ENCODED_CHARS) > chars
+
+
 async def encode_if_large(value: Any) -> Any:
     """Return large data as an `EncodedJson`, all other data as it is; raises `ValueError`."""
-    if isinstance(value, EncodedJson) or measure_json(value, MAX_TURN_CHARS) <= MAX_TURN_CHARS:
+    if isinstance(value, EncodedJson) or not takes_longer(value, MAX_TURN_CHARS):
         return value
     return await encode_in_turns(value)
 
@@ -63,7 +75,7 @@ async def encode_in_turns(value: Any) -> EncodedJson:
 
 def iter_encoded(value: Any) -> Iterator[str]:
     """Yield data in pieces, none of which takes long; raises `ValueError`, `RecursionError`."""
-    if measure_json(value, PIECE_CHARS) <= PIECE_CHARS:
+    if not takes_longer(value, PIECE_CHARS):
         yield encode_json(value)
     elif isinstance(value, str):
         yield '"'
@@ -110,4 +122,4 @@ def _iter_members(members: Mapping[str, Any]) -> Iterator[str]:
 def _is_short(some: Any) -> bool:
     """Return whether a few items or members are encoded at once."""
     are_numbers = isinstance(some, list) and NUMBERS.issuperset(map(type, some))
-    return are_numbers or measure_json(some, PIECE_CHARS) <= PIECE_CHARS
+    return are_numbers or not takes_longer(some, PIECE_CHARS)

@@ -14,7 +14,7 @@ from typing import Any
 from anyio import to_thread
 
 from ...errors import CallFailed
-from ...journal.events import canonical_json
+from ...journal.large_values import iter_encoded
 from ...protocol.json_limits import has_more_values
 from ...protocol.payloads import JsonObject
 from ..data_marks import DATA_NOTICE, mark_as_data
@@ -150,12 +150,21 @@ def extract_json(answer: str) -> Any:
             raise ValueError(f"it has more than {MAX_ANSWER_VALUES:,} values")
         try:
             value = json.loads(text, object_pairs_hook=reject_duplicate_keys)
-            canonical_json(value)
+            check_journaled(value)
         except (ValueError, RecursionError) as exc:
             problem = exc
         else:
             return value
     raise ValueError(f"it is not JSON ({problem})")
+
+
+def check_journaled(value: Any) -> None:
+    """Raise `ValueError` for a value that the journal cannot hold, such as one with an infinity.
+
+    It is encoded in pieces: the encoder lets no other thread work until it returns.
+    """
+    for _ in iter_encoded(value):
+        pass
 
 
 def candidate_texts(answer: str) -> Iterator[str]:
