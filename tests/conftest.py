@@ -8,8 +8,14 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-settings.register_profile("no-deadline", deadline=None)  # other processes may keep the machine busy
-settings.load_profile("no-deadline")
+from .helpers.sizes import choose_size
+
+settings.register_profile(
+    "tests",
+    deadline=None,  # other processes may keep the machine busy
+    max_examples=choose_size("EXAMPLES", short=30, long=300),
+)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

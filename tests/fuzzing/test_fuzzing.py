@@ -9,10 +9,11 @@ from random import Random
 import pytest
 from anyio import to_thread
 
+from ..helpers.sizes import choose_size
 from .__main__ import FINDS, execute, fuzz
 from .targets import TARGETS
 
-EXECUTIONS = 300
+EXECUTIONS = choose_size("EXECUTIONS", short=100, long=300)
 LIMIT_S = 60.0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.errors import JournalFailed, NotFound
@@ -332,7 +332,6 @@ async def act(
                 session = list(model.tips)[choice % len(model.tips)]
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(a_run | others, max_size=25))
 def test_tips_lineages_and_files_match_a_simple_model(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[object, ...]]

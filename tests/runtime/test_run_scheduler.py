@@ -7,7 +7,7 @@ from collections import Counter
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.runtime.run_scheduler import RunScheduler, RunSlot
@@ -90,7 +90,6 @@ async def test_a_slot_that_is_given_up_when_it_is_granted_goes_to_the_next_run()
 
 @pytest.mark.parametrize("limits", [(1, 1), (2, 1), (3, 2), (4, 4)])
 @given(steps=steps)
-@settings(max_examples=60, deadline=None)
 def test_limits_hold_and_no_slot_stays_free_while_a_run_waits(
     limits: tuple[int, int], steps: list[tuple[str, str, int]]
 ) -> None:

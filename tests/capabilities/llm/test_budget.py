@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 import pytest
 from hypothesis import given
-from hypothesis import settings as given_settings
 from hypothesis import strategies as st
 
 from bench import fake_llm
@@ -47,7 +46,6 @@ questions = st.lists(
 
 
 @given(tree=st.tuples(limits, limits, limits, limits), asked=questions)
-@given_settings(max_examples=150)
 async def test_no_level_is_ever_above_a_limit_and_nothing_stays_reserved(
     tree: Any, asked: list[dict[str, Any]]
 ) -> None:

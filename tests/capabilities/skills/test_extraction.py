@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.capabilities.skills.extraction import (
@@ -685,7 +685,6 @@ LINES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(LINES, max_size=8), NAMES)
 def test_extracted_programs_return_the_same_value_each_time(lines: list[str], result: str) -> None:
     code = "\n".join(["a = 2", "b = [3]", "c = a", "d = b", *lines, f"repr({result})"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpruntime_server.capabilities.tools.argument_choices import ChoiceFinder
@@ -197,7 +197,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(SCHEMAS, SCHEMAS, VALUES)
 def test_nothing_that_a_schema_allows_is_refused(
     schema: dict[str, Any], definition: dict[str, Any], value: Any

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mcp import types
 
@@ -369,7 +369,6 @@ class TestHostile:
         schema=SCHEMA,
         output=SCHEMA,
     )
-    @settings(max_examples=150, deadline=None)
     def test_any_tool_yields_exactly_its_function(
         self, name: str, description: str, schema: Any, output: Any
     ) -> None:
