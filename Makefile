@@ -84,7 +84,7 @@ test: image upstreams browser lint check  ## the tests of the package, lint incl
 # What takes long because it uses the whole server: the bench, the examples and the documents, and programs of others.
 ACCEPTANCE := tests/bench tests/clients tests/deployment tests/documents/test_site.py tests/documents/test_snippets.py \
 	tests/examples tests/packages tests/capabilities/tools/test_real_servers.py tests/sandbox/test_image.py \
-	tests/service/conformance tests/service/test_openapi.py
+	tests/scripts/test_aliases.py tests/service/conformance tests/service/test_openapi.py
 
 acceptance: image upstreams agents conformance leaderboard openapi deployment-tools package-tools  ## the bench, the examples, and programs of others that use the server
 	$(call run_tests,$(ACCEPTANCE),$(call find_alone,$(ACCEPTANCE)))
