@@ -13,7 +13,8 @@ from ..helpers.event_streams import ApiClient, connect_api
 from ..helpers.http_service import HttpService, open_http_service
 from .demo_session import execute_demo, write_demo_settings
 
-CHROMIUM = shutil.which("chromium") or ""
+# Chromium without a user interface opens a page for a third of the processor time.
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium") or ""
 TIMEOUT_MS = 20_000.0
 expect.set_options(timeout=TIMEOUT_MS)
 WIDE = {"width": 1400, "height": 900}

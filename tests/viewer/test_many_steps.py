@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from playwright.async_api import Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from mcpruntime_server.journal import overviews, queries
 from mcpruntime_server.journal.events import (
@@ -169,14 +169,20 @@ async def test_the_bar_shows_time_cost_and_failures_as_heat(page: Page) -> None:
     }
 
 
-@pytest.fixture
-async def page(service: HttpService) -> AsyncIterator[Page]:
+@pytest.fixture(scope="module")
+async def browser(service: HttpService) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = await browser.new_page(base_url=service.url.removesuffix("/mcp"))
-        opened.set_default_timeout(TIMEOUT_MS)
+        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
-        await browser.close()
+        await opened.close()
+
+
+@pytest.fixture
+async def page(service: HttpService, browser: Browser) -> AsyncIterator[Page]:
+    opened = await browser.new_page(base_url=service.url.removesuffix("/mcp"))
+    opened.set_default_timeout(TIMEOUT_MS)
+    yield opened
+    await opened.close()
 
 
 async def test_rows_come_where_somebody_looks(page: Page) -> None:
