@@ -79,14 +79,15 @@ demo: setup engine  ## the main use on real servers, from nothing; ACT=undo show
 	@scripts/prepare-demo
 	@$(BIN)/mcpruntime-server demo $(if $(ACT),--act $(ACT))
 
-test: image upstreams browser lint check  ## the tests of the package, lint included
+test: image upstreams lint check  ## the tests of the package, lint included
 
-# What takes long because it uses the whole server: the bench, the examples and the documents, and programs of others.
+# What takes long because it uses the whole server: the bench, the examples, the documents, and the programs of others,
+# such as coding agents and browsers.
 ACCEPTANCE := tests/bench tests/clients tests/deployment tests/documents/test_site.py tests/documents/test_snippets.py \
 	tests/examples tests/packages tests/capabilities/tools/test_real_servers.py tests/sandbox/test_image.py \
-	tests/scripts/test_aliases.py tests/service/conformance tests/service/test_openapi.py
+	tests/scripts/test_aliases.py tests/service/conformance tests/service/test_openapi.py tests/viewer
 
-acceptance: image upstreams agents conformance leaderboard openapi deployment-tools package-tools  ## the bench, the examples, and programs of others that use the server
+acceptance: image upstreams browser agents conformance leaderboard openapi deployment-tools package-tools  ## the bench, the examples, and programs of others that use the server
 	$(call run_tests,$(ACCEPTANCE),$(call find_alone,$(ACCEPTANCE)))
 
 # The same tests, but the random and repeated ones are much longer.
