@@ -464,18 +464,22 @@ LONG_TEXT_KINDS = {
 
 
 def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
-    """Write the section on long texts: mean scores by length and strategy, and what they cost."""
-    result = results[-1]
-    lines = result.details["lines"]
-    command = "python -m bench run long-context"
+    """Write the section on long texts: mean scores by length and strategy, and what they cost.
+
+    Results may have some of the lengths each.
+    """
+    lines = merge_lines(results)
+    sizes = [sorted({size for size, _ in group_lines(each.details["lines"])}) for each in results]
+    commands = (f"python -m bench run long-context --sizes {' '.join(map(str, s))}" for s in sizes)
     text = (
-        "A reader with a small window answers questions about texts of up to 2^24 characters. It "
-        "is a lexicon that makes more mistakes the more it reads at once, and no real model, so "
-        "this shows what the runtime does with such a reader. *recursion* is an agent whose "
-        "programs ask the reader about small pieces. Scores are means: 1 minus the relative error "
-        "of a count, F1 of all else; where one of two is asked for, chance is one half.\n"
+        "A reader with a small window answers questions about texts of up to "
+        f"2^{max(map(max, sizes))} characters. It is a lexicon that makes more mistakes the more "
+        "it reads at once, and no real model, so this shows what the runtime does with such a "
+        "reader. *recursion* is an agent whose programs ask the reader about small pieces. Scores "
+        "are means: 1 minus the relative error of a count, F1 of all else; where one of two is "
+        "asked for, chance is one half.\n"
     )
-    parts = [f"## Long texts\n{describe_run(result, command)}\n{text}"]
+    parts = ["## Long texts", *map(describe_run, results, commands), text]
     panels = {}
     for title, kinds in LONG_TEXT_KINDS.items():
         chosen = [line for line in lines if line["task"] in kinds]
@@ -484,6 +488,11 @@ def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
             panels[title] = mean_scores(chosen)
     parts.append(plot_scores(panels, plots))
     return "\n".join(parts)
+
+
+def merge_lines(results: Sequence[SuiteResult]) -> list[Mapping[str, Any]]:
+    """Return the lines of all results on long texts."""
+    return [line for result in results for line in result.details["lines"]]
 
 
 def long_text_table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -499,7 +508,8 @@ def long_text_table(lines: Sequence[Mapping[str, Any]]) -> str:
                 statistics.fmean(line[key] for line in here)
                 for key in ("score", "calls", "tokens_in")
             )
-            row.append(f"**{score:.2f}**, {calls:,.0f} requests, {tokens:,.0f} tokens")
+            requests = "1 request" if calls == 1 else f"{calls:,.0f} requests"
+            row.append(f"**{score:.2f}**, {requests}, {tokens:,.0f} tokens")
         rows.append(row)
     return markdown_table(["characters", *strategies], rows)
 
@@ -629,8 +639,8 @@ def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, 
         )
     for result in results.get("perf", ()):
         figures["durability"] = describe_durability(result.details["rows"])
-    for result in results.get("long-context", ()):
-        figures["long-texts"] = long_text_table(result.details["lines"])
+    if found := results.get("long-context"):
+        figures["long-texts"] = long_text_table(merge_lines(found))
     if costs := results.get("context-cost"):
         figures["smallest-catalogue"] = describe_smallest_catalogue(costs)
     return {name: text for name, text in figures.items() if text}
