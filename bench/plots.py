@@ -139,7 +139,9 @@ def plot_scores(
             panel.xaxis.set_major_formatter(StrMethodFormatter("$2^{{{x:.0f}}}$"))
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0][0].set_ylabel("mean score")
-        axes[0][0].legend(frameon=False, loc="lower left")
+        lines, names = axes[0][0].get_legend_handles_labels()  # the same in all panels
+        figure.legend(lines, names, frameon=False, loc="lower center", ncols=len(names))
+        figure.subplots_adjust(bottom=0.27)
         return save_figure(figure, folder, "long-texts")
 
 
