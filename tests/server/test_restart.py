@@ -81,8 +81,8 @@ async def test_a_restored_session_has_the_module_that_it_imported(tmp_path: Path
 def edit_stored_tools(data_dir: Path, old: str, new: str) -> None:
     [entry] = (data_dir / "catalogues").iterdir()
     text = entry.read_text()
-    assert f'"name": "{old}"' in text
-    entry.write_text(text.replace(f'"name": "{old}"', f'"name": "{new}"'))
+    assert f'"name":"{old}"' in text
+    entry.write_text(text.replace(f'"name":"{old}"', f'"name":"{new}"'))
 
 
 @pytest.mark.parametrize(("script", "is_shown"), [(("raw", "fine"), True), (("hostile",), False)])
