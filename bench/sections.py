@@ -477,7 +477,7 @@ def write_long_context(results: Sequence[SuiteResult], plots: Path) -> str:
         "it reads at once, and no real model, so this shows what the runtime does with such a "
         "reader. *recursion* is an agent whose programs ask the reader about small pieces. Scores "
         "are means: 1 minus the relative error of a count, F1 of all else; where one of two is "
-        "asked for, chance is one half.\n"
+        "asked for, chance is one half. The server refuses a question of over 4 MiB.\n"
     )
     parts = ["## Long texts", *map(describe_run, results, commands), text]
     panels = {}
@@ -504,6 +504,9 @@ def long_text_table(lines: Sequence[Mapping[str, Any]]) -> str:
         row = [f"2^{size}"]
         for strategy in strategies:
             here = by_place[size, strategy]
+            if all(line["failed"] for line in here):
+                row.append("**0.00**, refused")
+                continue
             score, calls, tokens = (
                 statistics.fmean(line[key] for line in here)
                 for key in ("score", "calls", "tokens_in")
@@ -639,8 +642,8 @@ def document_figures(results: Mapping[str, Sequence[SuiteResult]]) -> dict[str, 
         )
     for result in results.get("perf", ()):
         figures["durability"] = describe_durability(result.details["rows"])
-    if found := results.get("long-context"):
-        figures["long-texts"] = long_text_table(merge_lines(found))
+    if long_texts := results.get("long-context"):
+        figures["long-texts"] = long_text_table(merge_lines(long_texts))
     if costs := results.get("context-cost"):
         figures["smallest-catalogue"] = describe_smallest_catalogue(costs)
     return {name: text for name, text in figures.items() if text}
