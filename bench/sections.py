@@ -72,7 +72,8 @@ def format_row(row: Mapping[str, Any]) -> list[str]:
 
 def format_quantity(value: float, unit: str) -> str:
     """Return a measured value with four digits, or whole."""
-    return f"{value:,.0f} {unit}" if value >= 1_000 else f"{value:.4g} {unit}"
+    number = f"{value:,.0f}" if value >= 1_000 else f"{value:.4g}"
+    return f"{number} {unit}".rstrip()
 
 
 REVIEW_NOTE = """\
