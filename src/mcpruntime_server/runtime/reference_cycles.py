@@ -24,7 +24,7 @@ OLDEST_GENERATION = 2
 NEVER = 2**31 - 1  # so many collections of younger objects have to come first
 INTERVAL_S = 10.0  # between two looks
 MIN_GROWTH = 20_000  # old objects; some megabytes
-MAX_GROWTH = 200_000  # some 40 MB: then it is time, whoever works
+MAX_GROWTH = 200_000  # some 40 MB; past that they are examined while sessions are used, too
 
 
 async def collect_cycles(is_quiet: Callable[[], bool], interval_s: float = INTERVAL_S) -> None:
