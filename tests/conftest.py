@@ -18,9 +18,12 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def anyio_backend() -> str:
-    """The SDK and the server run on asyncio."""
+    """The SDK and the server run on asyncio.
+
+    Tests without `async` use this as well, for they may be the first to need an async fixture.
+    """
     return "asyncio"
 
 
