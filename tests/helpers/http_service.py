@@ -76,8 +76,11 @@ class HttpService:
                 yield ServerConnection(client, self.data_dir)
 
     def stop(self) -> None:
-        """Ask the server to stop."""
+        """Ask the server to stop, also one that has only just begun to listen and has no lock."""
         self.signal(signal.SIGTERM)
+        if not any((self.data_dir / "servers").glob("*.lock")):
+            with suppress(ProcessLookupError):
+                self.process.terminate()
 
     def signal(self, number: int) -> None:
         """Send a signal to the server, and to all others on its data folder."""

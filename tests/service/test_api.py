@@ -560,7 +560,7 @@ async def test_runs_that_are_worth_it_become_skills(tmp_path: Path) -> None:
         with anyio.fail_after(TEST_TIMEOUT_S):
             async with connect_api(service, token) as api, service.connect(token) as client:
                 listed = ""
-                # A run does not wait long for the test of its skill, which a later run starts again.
+                # A run does not wait long for the test of its skill; a later run starts it again.
                 for number in itertools.count():
                     done = await api.post("/execute", {"code": code.replace("ITEM", f"i{number}")})
                     assert done.json()["status"] == "ok", done.text
