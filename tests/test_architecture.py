@@ -20,12 +20,13 @@ CAPABILITIES = ("tools", "skills", "llm", "knowledge", "inputs", "agent", "web",
 CAPABILITY_ROOMS = frozenset(f"capabilities.{name}" for name in CAPABILITIES)
 TABLE: Mapping[str, frozenset[str]] = {
     "errors": frozenset(),
+    "fair_turns": frozenset(),
     "protocol": frozenset(),
     "sandboxed": frozenset({"protocol"}),
     "config": frozenset({"errors"}),
     "client_files": frozenset({"errors", "config"}),
     "journal": frozenset({"errors"}),
-    "sandbox": frozenset({"errors", "protocol", "config"}),
+    "sandbox": frozenset({"errors", "fair_turns", "protocol", "config"}),
     "capabilities": RECORDS,
     "capabilities.tools": RECORDS | {"capabilities"},
     "capabilities.skills": RECORDS | {"capabilities"},
@@ -40,7 +41,7 @@ TABLE: Mapping[str, frozenset[str]] = {
     | {"runtime", "capabilities"}
     | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
     "exports": RECORDS | {"runtime"},
-    "service": RECORDS | {"capabilities", "runtime", "server", "exports"},
+    "service": RECORDS | {"fair_turns", "capabilities", "runtime", "server", "exports"},
     "viewer": RECORDS | {"capabilities", "capabilities.skills", "runtime", "server", "service"},
     "app": RECORDS
     | CAPABILITY_ROOMS

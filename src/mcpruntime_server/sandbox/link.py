@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from ..errors import SandboxFailed
+from ..fair_turns import FairTurns
 from ..protocol import wire
 from ..protocol.link_states import HOST, RUNNING, LinkState, ProtocolError
 from ..protocol.payloads import Inspection
@@ -31,7 +32,7 @@ from .execution_listener import ExecutionListener
 from .file_reception import FileReception
 from .frame_writer import FrameWriter
 from .interpreter_state import InterpreterState
-from .link_turn import LinkPace, LinkTurn
+from .link_turn import LinkTurn
 from .open_calls import OpenCalls
 from .sandbox_end import SandboxEnd
 from .task_pool import TaskPool
@@ -55,12 +56,12 @@ class LinkHelpers:
 
     `supply` brings into the sandbox what a reply names, and returns what is sent instead.
     `read_large_call` returns a call without decoding its arguments here; it raises `WireError`.
-    `pace` is that of all links which share an event loop.
+    `turns` are those of all links which share an event loop.
     """
 
     supply: SupplySandbox | None = None
     read_large_call: ReadLargeCall | None = None
-    pace: LinkPace = field(default_factory=LinkPace)
+    turns: FairTurns = field(default_factory=FairTurns)
 
 
 NO_HELPERS = LinkHelpers()
@@ -372,7 +373,7 @@ class SandboxLink:
         splitter = wire.FrameSplitter()
         while data := await self._channel.receive():
             try:
-                turn = LinkTurn(self._helpers.pace)
+                turn = LinkTurn(self._helpers.turns)
                 for code, frame in splitter.iter_frames(data):
                     message = await self._decode(code, frame)
                     self._route(message, len(frame))
@@ -382,7 +383,7 @@ class SandboxLink:
                         await self._reader_may_go_on.wait()
                     if turn.is_over:
                         await turn.let_others_work()
-                        turn = LinkTurn(self._helpers.pace)
+                        turn = LinkTurn(self._helpers.turns)
             except wire.WireError as exc:
                 self._end.is_protocol_broken = True
                 self.fail(f"it broke the protocol ({exc})")

@@ -12,8 +12,6 @@ from __future__ import annotations
 from itertools import chain
 from urllib.parse import urlsplit
 
-import anyio
-from anyio.lowlevel import checkpoint
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import HttpSettings
+from ..fair_turns import FairTurns
 from ..protocol.json_limits import ValueCounter
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -54,7 +53,7 @@ class RequestChecks:
     def __init__(self, app: ASGIApp, security: TransportSecuritySettings) -> None:
         self._app = app
         self._headers = TransportSecurityMiddleware(security)
-        self._pace = BodyPace()
+        self._turns = FairTurns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -70,7 +69,7 @@ class RequestChecks:
             return
         size = declared_bytes(scope)
         if size > SMALL_BODY_BYTES:
-            receive = BoundedBody(receive, size, self._pace).receive
+            receive = BoundedBody(receive, size, self._turns).receive
         await self._app(scope, receive, send)
 
 
@@ -91,24 +90,12 @@ def declared_bytes(scope: Scope) -> int:
     return int(declared[:20]) if declared.isdecimal() else 0
 
 
-class BodyPace:
-    """Lets requests with bodies that are not small work one after the other."""
-
-    def __init__(self) -> None:
-        self._next = anyio.Lock(fast_acquire=True)
-
-    async def wait_for_turn(self) -> None:
-        """Wait until everybody else has had a turn, and the bodies that waited before."""
-        async with self._next:
-            await checkpoint()
-
-
 class BoundedBody:
     """The body of a request, which ends in an error when it is too large or has too many values."""
 
-    def __init__(self, receive: Receive, declared_bytes: int, pace: BodyPace) -> None:
+    def __init__(self, receive: Receive, declared_bytes: int, turns: FairTurns) -> None:
         self._receive = receive
-        self._pace = pace
+        self._turns = turns
         self._problem = TOO_LARGE if declared_bytes > MAX_BODY_BYTES else ""
         self._received = 0
         self._values = ValueCounter()
@@ -118,7 +105,7 @@ class BoundedBody:
         if not self._problem:  # else the client need not send it
             message = await self._receive()
             if message["type"] == "http.request":  # what follows it is the end of its connection
-                await self._pace.wait_for_turn()
+                await self._turns.wait()
                 self._count(message["body"])
         if self._problem:
             raise HTTPException(413, self._problem)
