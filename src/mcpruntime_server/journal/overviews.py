@@ -226,11 +226,12 @@ def load_code_starts(connection: Connection, run_ids: Sequence[str]) -> list[str
 
 
 def load_executed_code(
-    connection: Connection, blobs: BlobStore, run_id: str, limit: int
+    connection: Connection, blobs: BlobStore, run_id: str, limit: int, max_chars: int
 ) -> list[ExecutedCode]:
     """Return the code of a run and of its nearest ancestors, the newest first.
 
-    It ends before a run whose code cannot be read.
+    It ends before a run whose code cannot be read, or with which it would be longer than
+    `max_chars`.
     """
     found: list[ExecutedCode] = []
     rows = connection.execute(SELECT_EXECUTED_CODE, (run_id, limit))
@@ -240,7 +241,10 @@ def load_executed_code(
             if digest := json.loads(large_fields or "{}").get("code"):
                 code = json.loads(blobs.get(digest))
             error = json.loads(end or "{}").get("error") or {}
-        except (ValueError, AttributeError, RecursionError, *UNREADABLE):
+            max_chars -= len(code)
+        except (ValueError, TypeError, AttributeError, RecursionError, *UNREADABLE):
+            break
+        if max_chars < 0:
             break
         failed_line = error.get("line") or 0
         is_fresh = FRESH_FLAG in flags.split()

@@ -94,14 +94,13 @@ class StepPages:
     async def _load_step(self, request: Request) -> StepView:
         row, owner = await self._services.find_run(request)
         damage: list[str] = []
-        turn = self._services.renderer.turn
-        async with turn:
+        async with self._services.renderer.turn:  # what was recorded may be many times the page
             stored = await self._journal.load_run_parts(row, damage)
-        before: dict[str, FileEntry] = {}
-        if any(isinstance(each.event, FilesChanged) for each in stored):
-            before, _ = await self._journal.load_files_at(row.parent_id, [])
-        build = partial(build_step_view, row, owner, stored, before, damage)
-        return await to_thread.run_sync(build, limiter=turn)
+            before: dict[str, FileEntry] = {}
+            if any(isinstance(each.event, FilesChanged) for each in stored):
+                before, _ = await self._journal.load_files_at(row.parent_id, [])
+            build = partial(build_step_view, row, owner, stored, before, damage)
+            return await to_thread.run_sync(build)
 
     # parts of it ----------------------------------------------------------------------------------
 

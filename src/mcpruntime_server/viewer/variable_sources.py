@@ -25,6 +25,7 @@ from .page_rendering import PAGE_SECURITY_HEADERS
 from .viewer_services import ViewerServices
 
 MAX_TRACED_STEPS = 200
+MAX_TRACED_CHARS = 4_000_000
 COMPOUND_STATEMENTS = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try)
 
 
@@ -55,10 +56,13 @@ class VariableSources:
         """Return where the variables after a step were set, as far as that is known."""
         row, _ = await self._services.find_run(request)
         journal = self._services.journal
-        executed = await journal.read(
-            lambda rows: overviews.load_executed_code(rows, journal.blobs, row.id, MAX_TRACED_STEPS)
-        )
-        found = await anyio.to_thread.run_sync(find_sources, executed)
+        async with self._services.renderer.turn:  # the code of many steps may be megabytes
+            executed = await journal.read(
+                lambda rows: overviews.load_executed_code(
+                    rows, journal.blobs, row.id, MAX_TRACED_STEPS, MAX_TRACED_CHARS
+                )
+            )
+            found = await anyio.to_thread.run_sync(find_sources, executed)
         sources = {name: asdict(source) for name, source in found.items()}
         return JSONResponse({"sources": sources}, headers=PAGE_SECURITY_HEADERS)
 
