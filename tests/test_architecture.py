@@ -38,14 +38,15 @@ TABLE: Mapping[str, frozenset[str]] = {
     "capabilities.packages": RECORDS | {"capabilities"},
     "runtime": RECORDS | {"sandbox"},
     "server": RECORDS
-    | {"runtime", "capabilities"}
+    | {"fair_turns", "runtime", "capabilities"}
     | {"capabilities.skills", "capabilities.knowledge", "capabilities.inputs"},
     "exports": RECORDS | {"runtime"},
     "service": RECORDS | {"fair_turns", "capabilities", "runtime", "server", "exports"},
     "viewer": RECORDS | {"capabilities", "capabilities.skills", "runtime", "server", "service"},
     "app": RECORDS
     | CAPABILITY_ROOMS
-    | {"client_files", "sandbox", "capabilities", "runtime", "server", "service", "viewer"},
+    | {"fair_turns", "client_files", "sandbox", "capabilities", "runtime", "server", "service"}
+    | {"viewer"},
     "client": RECORDS
     | {"capabilities.agent", "capabilities.llm", "capabilities"}
     | {"server", "app"},

@@ -9,7 +9,7 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
 )
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ from ..config import Config, Verdict
 from ..config.file_modes import make_private
 from ..config.shell_commands import format_command
 from ..errors import McpRuntimeError, Unavailable
+from ..fair_turns import FairTurns
 from ..journal import server_lease
 from ..journal.call_scope import act_for, current_call_scope
 from ..journal.quotas import JournalLimits
@@ -153,6 +154,7 @@ class App:
     inputs: InputStore
     runtime: Runtime
     large_json: LargeJson
+    result_turns: FairTurns = field(default_factory=FairTurns)
 
     async def open_mcp_server(self, principal: str, find_cursor: FindCursor) -> MCPServer[Any]:
         """Return the MCP server through which a principal uses this one."""
@@ -167,6 +169,7 @@ class App:
             self.catalog.package_names(),
             self.inputs,
             find_cursor,
+            self.result_turns,
             principal=principal,
             is_isolated=self.backend.is_isolated,
             python=await self.runtime.name_python(),

@@ -35,6 +35,7 @@ from ..capabilities.skills.library import SkillLibrary
 from ..capabilities.skills.saving import SkillSaver
 from ..config import Config, LlmSettings
 from ..errors import InvalidRequest, McpRuntimeError
+from ..fair_turns import FairTurns
 from ..protocol.sandbox_facts import describe_sandbox
 from ..protocol.suggestions import did_you_mean
 from ..runtime.runtime import Runtime
@@ -126,6 +127,7 @@ def build_mcp_server(
     packages: Sequence[str],
     inputs: InputStore,
     find_cursor: FindCursor,
+    turns: FairTurns,
     *,
     principal: str,
     is_isolated: bool,
@@ -136,14 +138,15 @@ def build_mcp_server(
 ) -> MCPServer[Any]:
     """Return the MCP server through which `principal` uses the runtime.
 
-    `find_cursor` returns the delivery cursor of the connection that a request came through;
+    `find_cursor` returns the delivery cursor of the connection that a request came through; all
+    servers share the `turns` in which long results are written;
     `python` names the interpreter of the sandboxes; `state_key` seals what clients send back;
     `signatures` are those of all functions of the
     packages, if they are few; `skills_sentence` says which skills there are.
     """
     sessions = SessionResolver(runtime, principal)
     replays = ReplayToolHandler(config, runtime, packages, principal)
-    runs = RunToolHandler(config, runtime, principal, sessions, find_cursor, inputs, saver)
+    runs = RunToolHandler(config, runtime, principal, sessions, find_cursor, inputs, saver, turns)
     instructions = SERVER_INSTRUCTIONS + ask_instructions(config.llm)
     instructions += f"\n{sandbox_instructions(config, python, is_isolated=is_isolated)}"
     instructions += SKILLS_INSTRUCTIONS.format(skills_sentence)

@@ -19,6 +19,7 @@ from ..capabilities.inputs.store import InputStore
 from ..capabilities.skills.saving import SkillSaver
 from ..config import Config
 from ..errors import Forbidden, InvalidRequest
+from ..fair_turns import FairTurns
 from ..runtime.pending_questions import (
     APPROVAL_KIND,
     BY_MODEL,
@@ -53,13 +54,14 @@ MAX_IDEMPOTENCY_KEY_CHARS = 200
 STOPPING_NOTE = "This server is stopping; the next one continues the run."
 CANCEL_TIMEOUT_S = 30.0  # for a cancelled run to end: it is interrupted, then killed
 RESUME_TIMEOUT_S = 20.0  # for a resumed run to ask again what a form answers
+SMALL_RESULT_CHARS = 4_000  # it takes less than a millisecond to write
 ANSWER_EXTRA_S = 1.0  # to wait after a person has answered, who may take longer than the request
 
 ToolResponse = CallToolResult | InputRequiredResult
 
 
 class RunToolHandler:
-    """Carries out calls of `run_code`."""
+    """Carries out calls of `run_code`; long results are written in `turns`."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class RunToolHandler:
         find_cursor: FindCursor,
         inputs: InputStore,
         saver: SkillSaver,
+        turns: FairTurns,
     ) -> None:
         self.find_cursor = find_cursor
         self.lookup = RunLookup(runtime, principal)
@@ -79,6 +82,7 @@ class RunToolHandler:
         self._sessions = sessions
         self._starter = RunStarter(config.sandbox, runtime, inputs)
         self._saver = saver
+        self._turns = turns
 
     async def start_run(
         self,
@@ -337,6 +341,8 @@ class RunToolHandler:
             await keep_as_skill(self._saver, self._runtime.journal, run),
         )
         result.note = " ".join(filter(None, notes))
+        if len(result.stdout) + len(result.stderr) > SMALL_RESULT_CHARS:
+            await self._turns.wait()  # one commit of the journal lets many results go on
         return run_call_result(result)
 
     async def build_progress_result(
@@ -345,6 +351,7 @@ class RunToolHandler:
         """Return the report so far of a run that continues without this request."""
         run.audience.detach()
         await run.announce()
+        await self._turns.wait()
         if run.finished.is_set():
             finished = cursor.select_undelivered(run.report)
             return await self.build_finished_result(cursor, session, run, finished)
