@@ -12,6 +12,7 @@ from ..protocol import wire
 OUTPUT_OVERHEAD_BYTES = 1024 * 1024  # beyond the limit that the worker itself keeps
 OUTPUT_STREAMS = ("stdout", "stderr")
 MAX_DROP_NOTES = 8  # in one stream; our worker sends at most two
+BLOCK_CHARS = 512 * 1024  # joined chunks of it leave no gaps in memory when they are freed
 # Bytes that are not UTF-8, by how they are decoded. The codec that spells them out itself calls
 # Python code for each of them.
 ESCAPED_BYTES = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
@@ -27,6 +28,7 @@ class StreamBuffer:
         self._drop_note_count = 0
         self._chunks: list[str] = []
         self._ends: list[int] = []  # the length after each chunk
+        self._joined_length = 0  # of the chunks that were joined already
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def add_bytes(self, data: bytes, *, final: bool = False) -> str:
@@ -71,10 +73,18 @@ class StreamBuffer:
         self.length += len(text)
         self._chunks.append(text)
         self._ends.append(self.length)
+        if self.length - self._joined_length >= BLOCK_CHARS:
+            self._join_from(bisect_right(self._ends, self._joined_length))
+
+    def _join_from(self, index: int) -> None:
+        """Make one chunk of those from `index` on."""
+        self._chunks[index:] = ["".join(self._chunks[index:])]
+        self._ends[index:] = [self.length]
+        self._joined_length = self.length
 
     def compact(self) -> None:
         """Join the chunks, so that later reads of the whole text share one string."""
-        self._chunks, self._ends = ["".join(self._chunks)], [self.length]
+        self._join_from(0)
 
     def read_from(self, position: int) -> str:
         """Return the text from character `position` on."""

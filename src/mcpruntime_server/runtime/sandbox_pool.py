@@ -8,6 +8,7 @@ would have to share the processors with the start of a container.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 
 import anyio
@@ -20,7 +21,8 @@ from ..sandbox.link import NO_HELPERS, LinkHelpers, SandboxLink, open_link
 from .observer import NO_OBSERVERS, Observers
 
 VERSION_TIMEOUT_S = 3.0  # for the first sandbox; a client waits, and some do not wait longer
-MAX_CONCURRENT_STARTS = 4  # more at a time only make each of them slower
+# More at a time only make each of them slower, and everything else as well.
+MAX_CONCURRENT_STARTS = min(4, max(2, os.cpu_count() or 1))
 START_DELAY_S = 0.3  # of a server, whose client waits for an answer, and not for a sandbox
 REFILL_DELAY_S = 0.1  # the run that has just got a sandbox needs the processors first
 
