@@ -7,7 +7,7 @@ session's files: they are neither journaled (the journal has the text already) n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from anyio.lowlevel import checkpoint
 
@@ -18,6 +18,7 @@ from .run_report import display_value
 HIDDEN_FOLDER = ".mcpruntime"  # the supervisor does not report changes in it
 RESULT_WORKSPACE_SHARE = 4  # the files take at most this fraction of the workspace; oldest go first
 OWNER_MODE = 0o600
+PIECE_CHARS = 64 * 1024
 
 
 class ResultFiles:
@@ -54,19 +55,25 @@ class ResultFiles:
                 long["value"] = value["text"]
         saved = {}
         for name, text in long.items():
-            data = text.encode("utf-8", "backslashreplace")
+            size = sum(map(len, iter_pieces(text)))
             await checkpoint()
-            if len(data) <= self._max_bytes:
-                saved[name] = await self._write_file(link, f"{run_id}.{name}", data)
+            if size <= self._max_bytes:
+                saved[name] = await self._write_file(link, f"{run_id}.{name}", text, size)
         return saved
 
-    async def _write_file(self, link: SandboxLink, name: str, data: bytes) -> str:
+    async def _write_file(self, link: SandboxLink, name: str, text: str, size: int) -> str:
         if link is not self._link:
             self._link = link
             self._files.clear()
-        while self._files and len(data) + sum(size for _, size in self._files) > self._max_bytes:
+        while self._files and size + sum(each for _, each in self._files) > self._max_bytes:
             link.write_file(self._files.popleft()[0], OWNER_MODE, b"")
         path = f"{HIDDEN_FOLDER}/{name}"
-        self._files.append((path, len(data)))
-        await link.write_large_file(path, OWNER_MODE, data)
+        self._files.append((path, size))
+        await link.write_large_file(path, OWNER_MODE, iter_pieces(text), size)
         return path
+
+
+def iter_pieces(text: str) -> Iterator[bytes]:
+    """Yield a text as bytes, never all of it: several runs may end at once."""
+    for start in range(0, len(text), PIECE_CHARS):
+        yield text[start : start + PIECE_CHARS].encode("utf-8", "backslashreplace")

@@ -10,7 +10,15 @@ does not allow (`protocol.link_states`), close the link and do no harm to the ho
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -330,10 +338,15 @@ class SandboxLink:
         for message in _iter_file_messages(path, mode, data):
             self._send(message)
 
-    async def write_large_file(self, path: str, mode: int, data: bytes) -> None:
-        """Do the same, while others have their turn."""
-        for message in _iter_file_messages(path, mode, data):
-            self._send(message)
+    async def write_large_file(
+        self, path: str, mode: int, pieces: Iterable[bytes], size: int
+    ) -> None:
+        """Write a file of `size` bytes in the same way, while others have their turn."""
+        offset = 0
+        for piece in pieces:
+            is_last = offset + len(piece) >= size
+            self._send(wire.WriteFile(path, mode, offset, is_last, piece))
+            offset += len(piece)
             await checkpoint()
 
     async def wait_for_files(self) -> None:
