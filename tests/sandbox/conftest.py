@@ -79,6 +79,9 @@ class RunRecorder:
     calls: list[wire.Call] = field(default_factory=list)
     output_arrived: anyio.Event = field(default_factory=anyio.Event)
 
+    async def catch_up(self) -> None:
+        pass
+
     def on_output(self, message: wire.Output) -> None:
         self.output.append(message)
         self.output_arrived.set()

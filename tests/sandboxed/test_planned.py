@@ -208,6 +208,9 @@ class DryRun:
     def __init__(self) -> None:
         self.planned: list[Any] = []
 
+    async def catch_up(self) -> None:
+        pass
+
     def on_output(self, message: wire.Output) -> None:
         pass
 

@@ -53,6 +53,9 @@ class RebuildListener:
         self.file_receiver = FileReceiver(limits.max_file_bytes + FILE_OVERHEAD_BYTES, spool_folder)
         self._replayer = replayer
 
+    async def catch_up(self) -> None:
+        """Do nothing: nothing is stored."""
+
     def on_output(self, message: wire.Output) -> None:
         """Keep output as it was kept when it was recorded."""
         self.output.receive_output(message)

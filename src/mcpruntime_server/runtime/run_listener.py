@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -55,6 +56,11 @@ class RunListener:
     def close(self) -> None:
         """Drop output and leave calls unanswered from here on."""
         self._is_closed = True
+
+    async def catch_up(self) -> None:
+        """Wait for the disk if much waits for it; what fails is reported by the next event."""
+        with suppress(JournalFailed):
+            await self._run_journal.catch_up()
 
     def on_output(self, message: wire.Output) -> None:
         """Keep a piece of output."""

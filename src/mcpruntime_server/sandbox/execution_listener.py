@@ -9,7 +9,11 @@ from .frame_writer import FrameWriter
 
 
 class ExecutionListener(Protocol):
-    """Receives what a sandbox sends during a run, in order. The methods must not block."""
+    """Receives what a sandbox sends during a run, in order. What is not `async` must not block."""
+
+    async def catch_up(self) -> None:
+        """Wait while so much of what was received is not stored that no more should come."""
+        ...
 
     def on_output(self, message: wire.Output) -> None:
         """Code printed something."""

@@ -396,6 +396,7 @@ class SandboxLink:
                         await self._reader_may_go_on.wait()
                     if turn.is_over:
                         await turn.let_others_work()
+                        await self._let_listener_catch_up()
                         turn = LinkTurn(self._helpers.turns)
             except wire.WireError as exc:
                 self._end.is_protocol_broken = True
@@ -409,6 +410,12 @@ class SandboxLink:
         if read_large is not None and wire.is_large_call(frame):
             return await read_large(memoryview(frame)[wire.HEADER_BYTES :])
         return wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
+
+    async def _let_listener_catch_up(self) -> None:
+        """Read on once what was read is stored; what code says when it is stopped is read anyway."""
+        execution = self._execution
+        if execution is not None and execution.stop_reason is None:
+            await execution.listener.catch_up()
 
     def _is_reader_to_wait(self) -> bool:
         """Return whether the sandbox has to wait until calls are answered, and answers read.
