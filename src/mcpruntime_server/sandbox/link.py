@@ -412,7 +412,7 @@ class SandboxLink:
         return wire.decode_message(type_code, frame[wire.HEADER_BYTES :])
 
     async def _let_listener_catch_up(self) -> None:
-        """Read on once what was read is stored; what code says when it is stopped is read anyway."""
+        """Wait until what was read is stored; what code says when it is stopped is read anyway."""
         execution = self._execution
         if execution is not None and execution.stop_reason is None:
             await execution.listener.catch_up()

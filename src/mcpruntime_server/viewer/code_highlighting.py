@@ -10,7 +10,7 @@ from pygments.lexers.python import PythonLexer
 from pygments.token import STANDARD_TYPES, _TokenType
 
 MAX_HIGHLIGHTED_CHARS = 20_000  # longer code is shown without colours: a token takes 20 us
-MAX_CODE_LINES = 20_000
+MAX_CODE_LINES = 5_000  # a line is 300 bytes of a page
 MAX_KNOWN_CODES = 16  # highlighted, a megabyte each at most
 
 

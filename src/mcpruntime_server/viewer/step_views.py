@@ -162,6 +162,8 @@ def build_step_view(
     code, is_cut = truncate_text(code, MAX_CODE_CHARS)
     timeline = CallTimeline(recorded, stored)
     calls = timeline.build_calls()
+    code_lines = list_code_lines(code, calls, recorded)
+    is_cut = is_cut or code.count("\n") > len(code_lines)
     files = list_files(recorded, files_before)
     usages = [each.event for each in stored if isinstance(each.event, ModelUsageRecorded)]
     problems = list(damage) + (["The code is too long to be shown whole."] if is_cut else [])
@@ -173,7 +175,7 @@ def build_step_view(
         is_dry_run=report.is_dry_run,
         has_code=bool(code),
         code=code,
-        code_lines=list_code_lines(code, calls, recorded),
+        code_lines=code_lines,
         timeout_s=recorded.start.timeout_s if recorded.start else None,
         duration_ms=None if row.finished_at is None else timeline.end_ms,
         usage=report.usage,
