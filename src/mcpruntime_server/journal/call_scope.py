@@ -136,10 +136,12 @@ def current_reply_room() -> ReplyRoom:
 
 
 def begin_call(principal: str, room: ReplyRoom) -> None:
-    """Let this task work on a call, with room for its answer, before the scope is known.
-
-    The task may have worked on another call before.
-    """
+    """Let this task work on a call, with room for its answer, before the scope is known."""
     act_for(principal)
     _current_room.set(room)
+
+
+def end_call() -> None:
+    """Forget the call: a task that waits for the next one would keep its arguments."""
+    _current_room.set(ENDLESS_ROOM)
     _current_scope.set(None)

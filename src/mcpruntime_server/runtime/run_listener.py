@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 
 from ..errors import JournalFailed
-from ..journal.call_scope import begin_call
+from ..journal.call_scope import begin_call, end_call
 from ..journal.events import FilesChanged
 from ..journal.store import Journal
 from ..protocol import wire
@@ -112,6 +112,8 @@ class RunListener:
             text = f"{message.target} was not called: {exc}"
             error = {"kind": "unavailable", "message": text, "data": None}
             return wire.Reply(message.call_id, None, error)
+        finally:
+            end_call()
 
     async def store_files(self, journal: Journal) -> FilesChanged | None:
         """Journal the changed files with their content; return None if some have not arrived.

@@ -63,6 +63,7 @@ class FrameWriter:
                 except SandboxFailed:
                     return  # the reader finds out why
                 self.unread_bytes -= len(data)
+                del data  # it would stay until there is another frame
                 self._has_written.set()
                 self._has_written = anyio.Event()
                 self._on_written()
