@@ -1,20 +1,16 @@
-"""What hostile clients of the SDK do, each in a process of its own, so that it slows nobody here.
+"""What hostile clients of the SDK do, each in a process of its own: see `attack_process`.
 
-`python -m tests.attacks.mcp_attacks NAME URL TOKEN`: it says when it is connected, attacks when it
-reads a line, says when it is done, and works as usual when it reads another. It fails if an answer
-is wrong.
+`python -m tests.attacks.mcp_attacks NAME URL TOKEN`; it fails if an answer is wrong.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio import to_thread
 from mcp import MCPError
 from mcp.client.client import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -23,6 +19,7 @@ from mcpruntime_server.server.mcp_server import MAX_PROMPT_CHARS
 
 from ..helpers.http_service import create_http_client
 from ..helpers.server_connection import ServerConnection
+from .attack_process import serve_attacks
 
 BODY_CHARS = 3_900_000  # a little less than what is refused unread
 NAME_CHARS = 15_000  # a client repeats names in headers
@@ -156,21 +153,15 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-async def attack(name: str, url: str, token: str) -> None:
-    """Attack a server when stdin says so."""
+@asynccontextmanager
+async def connect_client(url: str, token: str) -> AsyncIterator[ServerConnection]:
+    """Be a client of the SDK."""
     async with (
         create_http_client(headers={"Authorization": f"Bearer {token}"}) as http,
         Client(streamable_http_client(url, http_client=http)) as client,
     ):
-        attacker = ServerConnection(client, Path())  # of a server whose folder is not its own
-        print("connected", flush=True)
-        await to_thread.run_sync(sys.stdin.readline)
-        await ATTACKS[name](attacker)
-        print("done", flush=True)
-        await to_thread.run_sync(sys.stdin.readline)
-        assert await attacker.evaluate("1+1", "after") == 2
+        yield ServerConnection(client, Path())  # of a server whose folder is not its own
 
 
 if __name__ == "__main__":
-    name, url, token = sys.argv[1:]
-    anyio.run(attack, name, url, token)
+    serve_attacks(ATTACKS, connect_client)

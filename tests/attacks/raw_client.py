@@ -105,25 +105,20 @@ class RawClient:
 
 
 @asynccontextmanager
-async def connect_raw_client(
-    settings: Path, era: str, **capabilities: Any
-) -> AsyncIterator[RawClient]:
-    """Start a server, and end it as a client does, which has `capabilities`."""
+async def connect_raw_client(settings: Path, era: str) -> AsyncIterator[RawClient]:
+    """Start a server, and end it as a client does."""
     command = forked_command("--config", str(settings), "--stdio")
     with settings.with_suffix(".log").open("ab") as log:
         async with (
             start_process(command, stderr=log) as process,
             anyio.create_task_group() as tasks,
         ):
-            meta = ERAS[era]
-            if meta is not None:
-                meta = {**meta, CLIENT_CAPABILITIES_META_KEY: capabilities}
-            client = RawClient(process, settings.parent / "data", meta)
+            client = RawClient(process, settings.parent / "data", ERAS[era])
             tasks.start_soon(client.read_replies)
             if era == "legacy":
                 hello = {
                     "protocolVersion": LEGACY_VERSION,
-                    "capabilities": capabilities,
+                    "capabilities": {},
                     "clientInfo": CLIENT,
                 }
                 await client.request("initialize", hello)

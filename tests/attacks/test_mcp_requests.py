@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
-from itertools import count
 
 import pytest
-from anyio.streams.buffered import BufferedByteReceiveStream
 
-from ..helpers.child_processes import start_process
 from ..helpers.http_service import HttpService, open_http_service
 from ..helpers.server_connection import ServerConnection, write_settings
 from . import mcp_attacks
-from .bystander import observe
-from .mcp_attacks import ATTACKS
-
-USERS = count()
-MAX_LINE_BYTES = 100
+from .attack_process import run_attack
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +23,8 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Htt
         yield opened
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", mcp_attacks.ATTACKS)
 async def test_a_request_costs_its_own_answer_at_most(
     service: HttpService, bystander: ServerConnection, name: str
 ) -> None:
-    token = service.create_token(f"mallory{next(USERS)}")
-    command = [sys.executable, "-m", mcp_attacks.__name__, name, service.url, token]
-    async with start_process(command, stderr=None) as attacker:
-        assert attacker.stdin is not None
-        assert attacker.stdout is not None
-        lines = BufferedByteReceiveStream(attacker.stdout)
-        assert await lines.receive_until(b"\n", MAX_LINE_BYTES) == b"connected"
-        async with observe(bystander):
-            await attacker.stdin.send(b"attack\n")
-            assert await lines.receive_until(b"\n", MAX_LINE_BYTES) == b"done"
-        await attacker.stdin.send(b"work\n")
-        assert await attacker.wait() == 0
+    await run_attack(mcp_attacks, name, service, bystander)
