@@ -285,6 +285,7 @@ class ProtectedEndpoint:
             ):
                 write_caller(caller, scope)
                 act_for(caller.principal)
+                await self._authentication.limits.wait_for_turn(caller.principal)
                 await self._endpoint(scope, receive, partial(send_noted, send, response))
             if response.has_lost_token and not response.is_complete:
                 raise InvalidToken("The access token has expired, or was revoked.")

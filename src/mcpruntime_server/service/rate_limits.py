@@ -11,10 +11,12 @@ from starlette.types import Scope
 
 from ..config import HttpSettings
 from ..errors import RateLimited
+from ..fair_turns import FairTurns
 from ..runtime.rates import Rate
 from .request_checks import MAX_BODY_BYTES, declared_bytes
 
 COUNTED_BYTES = 64 * 1024  # of a body, for which a request counts once more
+UNHURRIED_REQUESTS = 8  # of one principal, at once
 IPV6_PREFIX_BITS = 64  # what one subscriber has
 
 
@@ -26,6 +28,7 @@ class RateLimits:
         self._failures = Rate(settings.failures_per_minute)
         self._max_concurrent = settings.concurrent_requests
         self._concurrent: Counter[str] = Counter()  # requests under way, by principal
+        self._turns = FairTurns()  # of principals that have many
 
     def check_address(self, address: str) -> None:
         """Raise `RateLimited` for an address that has sent too many invalid tokens."""
@@ -68,6 +71,11 @@ class RateLimits:
             self._concurrent[principal] -= 1
             if not self._concurrent[principal]:
                 del self._concurrent[principal]
+
+    async def wait_for_turn(self, principal: str) -> None:
+        """Wait if many requests of a principal are under way: then few begin at once."""
+        if self._concurrent[principal] > UNHURRIED_REQUESTS:
+            await self._turns.wait()
 
 
 def client_address(scope: Scope) -> str:
