@@ -16,7 +16,8 @@ from anyio import sleep, to_thread
 if TYPE_CHECKING:
     from ctypes import CDLL
 
-LARGE_BLOCK_BYTES = 32 * 1024  # a block of this size is a mapping of its own, returned when freed
+# A block of this size is a mapping of its own, returned when it is freed. Output comes in such.
+LARGE_BLOCK_BYTES = 32 * 1024
 TOP_BYTES = 4 * 1024 * 1024  # that may be free at the end of the heap
 M_MMAP_THRESHOLD = -3  # of glibc's `mallopt`
 M_TRIM_THRESHOLD = -1

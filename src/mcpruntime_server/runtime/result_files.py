@@ -55,8 +55,7 @@ class ResultFiles:
                 long["value"] = value["text"]
         saved = {}
         for name, text in long.items():
-            size = sum(map(len, iter_pieces(text)))
-            await checkpoint()
+            size = await measure_bytes(text)
             if size <= self._max_bytes:
                 saved[name] = await self._write_file(link, f"{run_id}.{name}", text, size)
         return saved
@@ -71,6 +70,17 @@ class ResultFiles:
         self._files.append((path, size))
         await link.write_large_file(path, OWNER_MODE, iter_pieces(text), size)
         return path
+
+
+async def measure_bytes(text: str) -> int:
+    """Return how many bytes a text has as a file, while others have their turn."""
+    if text.isascii():
+        return len(text)
+    size = 0
+    for piece in iter_pieces(text):
+        size += len(piece)
+        await checkpoint()
+    return size
 
 
 def iter_pieces(text: str) -> Iterator[bytes]:
