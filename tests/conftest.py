@@ -18,11 +18,11 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """The SDK and the server run on asyncio.
 
-    Tests without `async` use this as well, for they may be the first to need an async fixture.
+    An async fixture that tests without `async` use asks for this: they may be the first to need it.
     """
     return "asyncio"
 

@@ -48,7 +48,7 @@ while data := os.read(0, 65536):
 
 
 @pytest.fixture(scope="module", autouse=True)
-async def sandbox_image() -> None:
+async def sandbox_image(anyio_backend: str) -> None:
     """The image that all these sandboxes run in; a no-op where it is built."""
     await image.build_image(SandboxSettings(), print)
 

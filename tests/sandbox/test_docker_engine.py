@@ -30,7 +30,7 @@ ECHO = "import os\nwhile data := os.read(0, 65536): os.write(1, data)"
 
 
 @pytest.fixture(scope="module", autouse=True)
-async def sandbox_image() -> None:
+async def sandbox_image(anyio_backend: str) -> None:
     await image.build_image(SandboxSettings(), print)
 
 

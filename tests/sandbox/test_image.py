@@ -44,7 +44,7 @@ def client() -> Iterator[docker.APIClient]:
 
 
 @pytest.fixture(scope="module")
-async def base(client: docker.APIClient) -> str:
+async def base(anyio_backend: str, client: docker.APIClient) -> str:
     """The name of a local base image: the one that the default image was built from."""
     made = await image.build_image(SandboxSettings(), print)
     return str(client.inspect_image(made.tag)["Config"]["Labels"][image.BASE_LABEL])

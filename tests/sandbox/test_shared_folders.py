@@ -59,7 +59,7 @@ for copy in [*copies, "by-cp.txt"]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-async def sandbox_image() -> None:
+async def sandbox_image(anyio_backend: str) -> None:
     await image.build_image(SandboxSettings(), print)
 
 

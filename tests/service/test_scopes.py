@@ -29,7 +29,9 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 @pytest.fixture(scope="module")
-async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpService]:
+async def service(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[HttpService]:
     folder = tmp_path_factory.mktemp("scopes")
     settings = write_local_settings(
         folder,

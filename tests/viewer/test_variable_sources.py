@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 from playwright.async_api import expect
 
-from mcpruntime_server.journal.overviews import ExecutedCode
+from mcpruntime_server.journal.events import RunFinished, RunStarted
+from mcpruntime_server.journal.overviews import ExecutedCode, load_executed_code
+from mcpruntime_server.journal.store import open_journal
 from mcpruntime_server.viewer.variable_sources import find_sources
 
 from .conftest import Viewer
@@ -40,6 +45,25 @@ def trace(*codes: str, failed_line: int = 0, fresh: int = 0) -> dict[str, tuple[
 
 def test_a_failed_step_of_much_code_is_not_parsed() -> None:
     assert trace("x = 1", "y = [1]\n" * 1_000_000, failed_line=9) == {"x": (1, 1, 0)}
+
+
+async def test_the_code_of_the_newest_steps_is_read_as_far_as_it_is_short(
+    tmp_path: Path,
+) -> None:
+    async with open_journal(tmp_path) as journal:
+        await journal.create_session("s_1", "", "me")
+        parent = None
+        for step in range(1, 4):
+            run, code = f"r_{step}", f"x = {step}"
+            journal.append("s_1", RunStarted(run, parent, step, code, "<step>", 60.0), run)
+            journal.append("s_1", RunFinished("ok"), run)
+            parent = run
+        await journal.flush()
+        for max_chars, codes in ((15, ["x = 3", "x = 2", "x = 1"]), (14, ["x = 3", "x = 2"])):
+            load = partial(
+                load_executed_code, blobs=journal.blobs, run_id="r_3", limit=9, max_chars=max_chars
+            )
+            assert [each.code for each in await journal.read(load)] == codes
 
 
 def test_the_newest_assignment_is_the_source() -> None:
