@@ -17,6 +17,7 @@ from ..server.conftest import upstream_entry
 from ..server.test_approvals import ASK
 
 OWNER = "ann"
+ASKING_CODE = "from tools.counted import add\nadd(item='x')"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ async def served(
         service.connect(service.create_token(OWNER)) as client,
     ):
         done = await client.run("open('f', 'w').write('x')\n1", "theirs")
-        waits = await client.run("from tools.counted import add\nadd(item='x')", "asking", wait_s=1)
+        waits = await client.run(ASKING_CODE, "asking", wait_s=1)
         assert (done.status, waits.status) == ("ok", "waiting")
         yield service, done.run, waits.run
 
@@ -98,12 +99,13 @@ async def test_a_run_of_others_is_refused_like_one_that_does_not_exist(
 async def test_the_command_that_approves_names_the_principal(
     served: tuple[HttpService, str, str],
 ) -> None:
-    service, _, asking = served
+    service, _, _ = served
     async with service.connect(service.create_token(OWNER)) as client:
+        waits = await client.run(ASKING_CODE, "asking again", wait_s=1)
         refused = await client.client.call_tool(
-            "run_code", {"run": asking, "answers": {"*": "allow"}}
+            "run_code", {"run": waits.run, "answers": {"*": "allow"}}
         )
-    assert f"approvals --principal {OWNER} {asking}" in str(refused.content)
+    assert f"approvals --principal {OWNER} {waits.run}" in str(refused.content)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", "#x", "x#y", "https://x#y z"])
