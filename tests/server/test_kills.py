@@ -90,8 +90,14 @@ def make_client(folder: Path, number: int) -> KillingClient:
 async def kill_and_check(client: KillingClient, kills: int) -> None:
     while client.kills < kills:
         await client.run_until_killed()
+    left_behind = set(await to_thread.run_sync(containers, client.settings))
     async with client.start_last_server() as server:
         await client.finish_sessions(server)
+        with anyio.fail_after(TEST_TIMEOUT_S):  # it removes them a while after its start
+            while left_behind.intersection(  # noqa: ASYNC110 - Docker does not tell
+                await to_thread.run_sync(containers, client.settings)
+            ):
+                await anyio.sleep(0.1)
         await server.close()
     assert containers(client.settings) == []
     client.check_calls()
