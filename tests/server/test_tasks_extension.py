@@ -305,6 +305,8 @@ async def test_a_task_asks_a_person_and_continues_with_the_answer(
         assert request["method"] == "elicitation/create"
         assert '{"item": "a"} (line 4)' in request["params"]["message"]
         await client.update(task, {"never asked": ALLOW})
+        with pytest.raises(MCPError, match="at most 100 answers"):
+            await client.update(task, {name: form} | {f"never {n}": ALLOW for n in range(100)})
         assert world.done == []
         await client.update(task, {name: form})
         assert (await client.until(task, "completed")).answer.value == value

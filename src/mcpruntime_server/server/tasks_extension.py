@@ -56,6 +56,7 @@ POLL_INTERVAL_SHARE = 0.1  # of a run's age
 MIN_POLL_INTERVAL_S = 0.1
 MAX_POLL_INTERVAL_S = 5.0
 TASK_FORM_OPEN_S = 3 * MAX_POLL_INTERVAL_S  # after the last look at a task
+MAX_RESPONSES = 100  # of a request: a task shows one form or page at a time
 NAME_HEADER = "Mcp-Name"
 MS_PER_DAY = 86_400_000
 
@@ -147,6 +148,7 @@ class TasksExtension(Extension):
         check_name_header(ctx, params.task_id)
         with convert_errors():
             check_may_approve(ctx)
+            check_response_count(params.input_responses)
             found = await self._runs.lookup.find_run(params.task_id)
             for name, given in params.input_responses.items():
                 if not isinstance(found, RunReport):
@@ -316,6 +318,16 @@ def unfinished_run_id(result: HandlerResult, askable_kinds: Collection[str]) -> 
         return None
     asks = any(wait["kind"] in askable_kinds for wait in data.get("waiting_for", ()))
     return data["run"] if data["status"] in ("queued", "running") or asks else None
+
+
+def check_response_count(responses: JsonObject) -> None:
+    """Raise `InvalidRequest` for more answers than a client can have been asked for."""
+    if len(responses) > MAX_RESPONSES:
+        raise InvalidRequest(
+            f"A request has at most {MAX_RESPONSES} answers to forms and pages, and this one has "
+            f"{len(responses):,}.",
+            remedy="Answer what the task has shown last.",
+        )
 
 
 def check_name_header(ctx: RequestContext, task: str) -> None:
