@@ -665,7 +665,8 @@ async def read_large_call(data: bytes) -> str:
         call, problem = wire.decode_message(wire.TYPE_CODES[wire.Call], data), ""
     except wire.WireError as exc:
         call, problem = None, str(exc)
-    assert head.get("invalid", "") == problem
+    # Which of two reasons is found first depends on the depth of the stack.
+    assert bool(head.get("invalid")) == bool(problem)
     if call is None:
         return problem
     assert isinstance(call, wire.Call)
@@ -798,7 +799,11 @@ async def write_tables(data: bytes) -> str:
         except (ValueError, RecursionError) as exc:  # of a value that is not JSON, as is_table says
             outcomes.append(type(exc).__name__)
             continue
-        rows = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
+        try:
+            rows = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
+        except csv.Error as exc:  # a cell is longer than this module reads
+            outcomes.append(str(exc))
+            continue
         cells = [cell for row in rows for cell in row]
         for cell in cells:
             assert NUMBER.fullmatch(cell) or not cell.lstrip(" ").startswith(FORMULA_STARTS)
