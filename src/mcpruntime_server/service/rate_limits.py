@@ -16,7 +16,7 @@ from ..runtime.rates import Rate
 from .request_checks import MAX_BODY_BYTES, declared_bytes
 
 COUNTED_BYTES = 64 * 1024  # of a body, for which a request counts once more
-UNHURRIED_REQUESTS = 8  # of one principal, at once
+MANY_REQUESTS = 8  # of one principal, under way
 IPV6_PREFIX_BITS = 64  # what one subscriber has
 
 
@@ -74,7 +74,7 @@ class RateLimits:
 
     async def wait_for_turn(self, principal: str) -> None:
         """Wait if many requests of a principal are under way: then few begin at once."""
-        if self._concurrent[principal] > UNHURRIED_REQUESTS:
+        if self._concurrent[principal] > MANY_REQUESTS:
             await self._turns.wait()
 
 
